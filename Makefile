@@ -1,0 +1,53 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+INSTALLED_DEV := $(VENV)/installed-dev
+
+# `accelerate launch` allows one CPU thread unless told otherwise, and Trainer would spread one process over all GPUs.
+OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+CUDA_VISIBLE_DEVICES ?= 0
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow lint format clean
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Another interpreter: make PYTHON=python3.12 …"
+
+quickstart: $(INSTALLED)  ## run the embedded example anew, on the first GPU if there is one; more flags in ARGS="…"
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS) CUDA_VISIBLE_DEVICES=$(CUDA_VISIBLE_DEVICES) $(BIN)/accelerate launch \
+		--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		recipes/finetune.py --overwrite_output_dir $(ARGS)
+
+test: $(INSTALLED_DEV)  ## run the tests but the slow ones; pytest's flags in ARGS="…"
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(INSTALLED_DEV)  ## run the slow tests
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED_DEV)  ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV)  ## sort imports, fix what ruff can fix, format
+	$(BIN)/ruff check --fix --exit-zero
+	$(BIN)/ruff format
+
+clean:  ## remove .venv, caches and built packages; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed and '$(PYTHON)' is not: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@ $(INSTALLED)
