@@ -1,0 +1,6 @@
+"""Attacks, one file each: ``attack(classifier, images, labels, threat_model, *, …) -> adversarial images``."""
+
+from .fgsm import fgsm
+from .pgd import LOSSES, pgd
+
+__all__ = ["LOSSES", "fgsm", "pgd"]

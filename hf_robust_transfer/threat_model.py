@@ -1,0 +1,129 @@
+"""The threat model: which images an adversary may show instead of the clean one."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from . import randomness
+
+NORMS = ("linf", "l2")
+
+
+def parse_eps(value: str | float, name: str = "eps") -> float:
+    """Read a radius or a step size in pixel units: ``"8/255"``, ``8/255`` or ``"0.031"``.
+
+    Args:
+        value: a number, or a string holding a number or a fraction.
+        name: what to call it in an error.
+
+    Raises:
+        ValueError: not a finite, non-negative number.
+
+    Example:
+        >>> parse_eps("8/255") == 8 / 255
+        True
+    """
+    try:
+        number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError, TypeError):
+        raise ValueError(f"{name}={value!r} is not a number: write it like 8/255 or 0.031") from None
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{name}={value} must be a finite number of at least 0")
+    return number
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A norm ball of radius ``eps`` around each image, cut with the box of valid pixels.
+
+    Every attack draws its start, takes its steps and projects through these three methods, so that what differs between
+    norms is written once. Images are float tensors of shape (B, C, H, W) in pixel units.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+        eps: the radius, a number or a string like ``"8/255"``. For linf it may not exceed the width of the pixel box.
+        bounds: the lowest and the highest valid pixel.
+
+    Raises:
+        ValueError: an unknown norm, a radius that is no number or out of range, or empty bounds.
+
+    Example:
+        >>> ThreatModel("linf", "8/255")
+        ThreatModel(norm='linf', eps=0.03137254901960784, bounds=(0.0, 1.0))
+    """
+
+    norm: str = "linf"
+    eps: float = 8 / 255
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r} is unknown: use one of {', '.join(NORMS)}")
+        object.__setattr__(self, "eps", parse_eps(self.eps))
+        low, high = self.bounds
+        if not low < high:
+            raise ValueError(f"bounds={self.bounds} are empty: the first must be below the second")
+        if self.norm == "linf" and self.eps > high - low:
+            raise ValueError(
+                f"eps={self.eps:g} is larger than the whole pixel range [{low:g}, {high:g}] for linf:"
+                f" divide it by 255, as in {self.eps:g}/255"
+            )
+
+    def scaled(self, factor: float) -> "ThreatModel":
+        """The same threat model with radius ``factor * eps`` (ε warm-up)."""
+        return ThreatModel(self.norm, self.eps * factor, self.bounds)
+
+    def random_start(self, images: Tensor, keys: Tensor) -> Tensor:
+        """A point drawn uniformly from the ball around each image, then moved into the box.
+
+        Args:
+            images: clean images, (B, C, H, W).
+            keys: one key per sample, from `hf_robust_transfer.randomness.sample_keys`.
+        """
+        shape = images.shape[1:]
+        if self.norm == "linf":
+            delta = (2 * randomness.uniform(keys, shape, images.dtype) - 1) * self.eps
+        else:
+            # A uniform direction, and a radius of U^(1/d), is uniform in the d-dimensional ball.
+            direction = randomness.normal(keys, shape, images.dtype)
+            radius = randomness.uniform(~keys, (1, 1, 1), torch.float64) ** (1 / shape.numel())
+            delta = direction * (self.eps * radius.to(images.dtype) / _l2(direction))
+        return self.project(images + delta.to(images.device), images)
+
+    def step(self, gradient: Tensor, step_size: float) -> Tensor:
+        """The steepest-ascent step of length ``step_size``: the sign of the gradient for linf, its direction for l2.
+
+        A zero gradient gives a zero step.
+        """
+        if self.norm == "linf":
+            return step_size * gradient.sign()
+        # Divided by its largest entry first, so that the squares of a tiny or huge gradient neither vanish nor overflow.
+        largest = gradient.flatten(1).abs().amax(1).view(-1, *[1] * (gradient.dim() - 1))
+        direction = gradient / torch.where(largest > 0, largest, 1)
+        return direction * (step_size / _l2(direction).clamp_min(1e-12))
+
+    def clip(self, delta: Tensor) -> Tensor:
+        """Project perturbations (B, C, H, W) onto the ball, whatever image they are to be added to."""
+        if self.norm == "linf":
+            return delta.clamp(-self.eps, self.eps)
+        return delta * (self.eps / _l2(delta).clamp_min(1e-12)).clamp_max(1)
+
+    def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """Project onto the ball around ``images``, then onto the box.
+
+        For linf this is the Euclidean-nearest point of their intersection. For l2 it is a point of the intersection
+        (clipping to a box that contains the centre never increases the distance to it), but not always the nearest.
+        """
+        return (images + self.clip(adversarial - images)).clamp(*self.bounds)
+
+    def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
+        """The distance of each adversarial image from its clean one in this norm, shape (B,)."""
+        delta = (adversarial - images).flatten(1)
+        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
+
+
+def _l2(tensor: Tensor) -> Tensor:
+    """Per-sample l2 norm, shaped (B, 1, 1, 1) to broadcast."""
+    return tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.dim() - 1))

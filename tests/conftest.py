@@ -1,0 +1,147 @@
+"""What several test files share: tiny real data, tiny models of every family, and the folder of larger ones."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
+
+from pathlib import Path
+
+import datasets
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from hf_robust_transfer.modeling import create_model
+
+torch.set_num_threads(1)  # on models this tiny several threads only wait for each other
+hypothesis.settings.register_profile("tests", deadline=None, database=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
+
+# kind: architecture, its arguments, image size
+TIMM = {
+    "timm-convnext": ("convnext_tiny", {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, 8),
+    "timm-resnet": ("resnet18", {"channels": [8, 8, 16, 16]}, 32),
+    "timm-vit": ("vit_tiny_patch16_224", {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}, 8),
+    "timm-wrn": ("cifar_wrn", {"depth": 10, "width": 1}, 8),
+}
+# kind: model class, its configuration, processor
+TRANSFORMERS = {
+    "hf-resnet": (
+        ResNetForImageClassification,
+        lambda labels: ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 8, 16], depths=[2, 1, 1], layer_type="basic", **labels
+        ),
+        lambda: ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=1.0),
+    ),
+    "hf-convnext": (
+        ConvNextForImageClassification,
+        lambda labels: ConvNextConfig(
+            patch_size=2, hidden_sizes=[8, 16], depths=[3, 1], num_stages=2, image_size=8, **labels
+        ),
+        lambda: ConvNextImageProcessor(size={"shortest_edge": 8}, crop_pct=1.0),
+    ),
+    "hf-vit": (
+        ViTForImageClassification,
+        lambda labels: ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=8,
+            patch_size=2,
+            **labels,
+        ),
+        lambda: ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3]),
+    ),
+    "hf-swin": (
+        SwinForImageClassification,
+        lambda labels: SwinConfig(
+            image_size=8, patch_size=2, embed_dim=8, depths=[3, 1], num_heads=[2, 2], window_size=2, **labels
+        ),
+        lambda: ViTImageProcessor(size={"height": 8, "width": 8}),
+    ),
+}
+DIGITS = {index: str(index) for index in range(10)}
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The first 200 handwritten digits of scikit-learn: grey 8×8 images and their labels."""
+    loaded = load_digits()
+    images = (loaded.images[:200] * 255 / 16).astype(np.uint8)
+    return datasets.Dataset.from_dict(
+        {"image": list(images), "label": loaded.target[:200].tolist()},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(DIGITS.values()))}),
+    )
+
+
+@pytest.fixture
+def digit_batch():
+    """A function (size) -> eight digits as RGB pixels in [0, 1] of that size, and their labels."""
+
+    def batch(size=8, count=8, dtype=torch.float32):
+        loaded = load_digits()
+        images = torch.tensor(loaded.images[:count] / 16, dtype=dtype)[:, None].repeat(1, 3, 1, 1)
+        return torch.nn.functional.interpolate(images, size=(size, size)), torch.tensor(loaded.target[:count])
+
+    return batch
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A function (kind, id2label) -> a tiny randomly initialised model in eval mode and its image processor.
+
+    Its kinds are the keys of `TIMM` and `TRANSFORMERS`; hf-resnet and timm-resnet see 32×32 images, the others 8×8.
+    """
+
+    def make(kind, id2label=None, seed=0):
+        id2label = dict(DIGITS if id2label is None else id2label)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            if kind in TIMM:
+                architecture, model_args, size = TIMM[kind]
+                return create_model(architecture, id2label=id2label, model_args=model_args, image_size=size)
+            model_class, config, processor = TRANSFORMERS[kind]
+            labels = {"id2label": id2label, "label2id": {label: index for index, label in id2label.items()}}
+            return model_class(config(labels)).eval(), processor()
+
+    return make
+
+
+@pytest.fixture(scope="session", params=[*TIMM, *TRANSFORMERS])
+def kind(request):
+    """Each kind of tiny model in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder with larger data and models beside the repository; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"the larger data and models are not at {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_datasets_cache(tmp_path_factory):
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
