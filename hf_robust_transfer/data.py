@@ -1,0 +1,348 @@
+"""Data: load, choose splits and subsets, decode to [0, 1] pixels, augment."""
+
+import glob
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Sequence as SequenceFeature, Value, load_dataset
+from PIL import Image as PILImage
+from torch import Tensor
+from torchvision.transforms import Compose, Normalize
+from tqdm.auto import tqdm
+from transformers import BaseImageProcessor
+
+from . import randomness
+
+_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+@dataclass
+class DataArguments:
+    """Which images to use; the names follow the image-classification example of `transformers`."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A data set's Hub name, or a local folder that `datasets` can load (parquet, images)."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    train_dir: str | None = field(default=None, metadata={"help": "A folder of training images, a subfolder per class."})
+    validation_dir: str | None = field(default=None, metadata={"help": "A folder of validation images, likewise."})
+    test_dir: str | None = field(default=None, metadata={"help": "A folder of test images, likewise."})
+    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "The column with the labels."})
+    classes: list[str] | None = field(default=None, metadata={"help": "Use these classes only, in this order."})
+    train_val_split: float = field(
+        default=0.15, metadata={"help": "Share of the training images to validate on where no validation split exists."}
+    )
+    samples_per_class: int | None = field(
+        default=None, metadata={"help": "Use at most so many training images of each class, chosen by the seed."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use at most so many validation images."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Use at most so many test images."})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.train_val_split < 1:
+            raise ValueError(f"--train_val_split {self.train_val_split} must be between 0 and 1")
+        for name in ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+
+
+class ImageSplits(NamedTuple):
+    """The chosen images: train and validation, a test split where the source has one, and the labels' names."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    labels: list[str]
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The labels by index, as model configurations have them."""
+        return dict(enumerate(self.labels))
+
+
+def load_image_splits(arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
+    """Load a data set and choose its splits and subsets.
+
+    Args:
+        arguments: which data, columns, classes and numbers of samples.
+        seed: of the validation split and of every subset.
+
+    Returns:
+        The splits, each with the columns ``image`` and ``label``, the label a `ClassLabel`.
+
+    Raises:
+        ValueError: nothing to load, or whatever `choose_splits` raises.
+    """
+    return choose_splits(_load(arguments), arguments, seed=seed)
+
+
+def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
+    """Choose columns, classes, splits and subsets of a data set that is loaded already.
+
+    Args:
+        splits: the data set's own splits, ``train`` at least.
+        arguments, seed: as for `load_image_splits`.
+
+    Raises:
+        ValueError: a missing split or column, an unknown class, or a class without a training image.
+    """
+    if "train" not in splits:
+        raise ValueError(f"the data set has no training split, only {', '.join(splits)}: give --train_dir")
+    splits = DatasetDict({name: _tidy(split, arguments) for name, split in splits.items()})
+    if arguments.classes is not None:
+        splits = _choose_classes(splits, arguments.classes)
+    labels: list[str] = splits["train"].features["label"].names
+    for name, split in splits.items():
+        unlabelled = sum(label is None or label < 0 for label in split["label"])
+        if unlabelled:
+            raise ValueError(
+                f"{unlabelled} of {len(split)} images of the {name} split have no label: remove them, or the split"
+            )
+        if split.features["label"].names != labels:
+            raise ValueError(
+                f"the {name} split has the classes {split.features['label'].names}, the training split {labels}"
+            )
+
+    train, test = splits["train"], splits.get("test")
+    validation = next((splits[name] for name in _VALIDATION_NAMES if name in splits), None)
+    if validation is None:
+        train, validation = _split_off(train, arguments.train_val_split, seed)
+    if arguments.samples_per_class is not None:
+        train = _per_class(train, arguments.samples_per_class, seed)
+    train = _at_most(train, arguments.max_train_samples, seed)
+    validation = _at_most(validation, arguments.max_eval_samples, seed)
+    test = None if test is None else _at_most(test, arguments.max_test_samples, seed)
+
+    absent = sorted(set(range(len(labels))) - set(train["label"]))
+    if absent:
+        raise ValueError(
+            f"no training image of {', '.join(labels[label] for label in absent)}: add some, raise --max_train_samples, or"
+            " leave the class out with --classes"
+        )
+    return ImageSplits(train, validation, test, labels)
+
+
+def _load(arguments: DataArguments) -> DatasetDict:
+    folders = {"train": arguments.train_dir, "validation": arguments.validation_dir, "test": arguments.test_dir}
+    given = {split: folder for split, folder in folders.items() if folder is not None}
+    for split, folder in given.items():
+        if not Path(folder).is_dir():
+            raise ValueError(f"--{split}_dir {folder} is not a folder")
+    if (arguments.dataset_name is None) == (not given):
+        raise ValueError("give either --dataset_name or --train_dir, to say which images to use")
+    try:
+        if given:
+            return load_dataset(
+                "imagefolder", data_files={split: f"{glob.escape(folder)}/**" for split, folder in given.items()}
+            )
+        loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+    except (OSError, ValueError, RuntimeError) as error:  # each a base class of what `datasets` and the Hub client raise
+        raise ValueError(
+            f"the data set {arguments.dataset_name or given} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    return loaded
+
+
+def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
+    """Keep the image and the label, under those names, the label as a ClassLabel."""
+    for flag, column in (("image", arguments.image_column_name), ("label", arguments.label_column_name)):
+        if column not in split.column_names:
+            raise ValueError(
+                f"--{flag}_column_name {column}: the data set has no such column, only {', '.join(split.column_names)}"
+                + ("; a folder of images needs a subfolder per class" if arguments.train_dir and flag == "label" else "")
+            )
+    split = split.select_columns([arguments.image_column_name, arguments.label_column_name])
+    split = split.rename_columns(
+        {arguments.image_column_name: "image", arguments.label_column_name: "label"}
+        if (arguments.image_column_name, arguments.label_column_name) != ("image", "label")
+        else {}
+    )
+    if not isinstance(split.features["image"], Image):
+        raise ValueError(
+            f"--image_column_name {arguments.image_column_name}: the column holds {split.features['image']}, not images"
+        )
+    label = split.features["label"]
+    if isinstance(label, ClassLabel):
+        return split
+    if isinstance(label, SequenceFeature | dict) or not isinstance(label, Value):
+        raise ValueError(
+            f"--label_column_name {arguments.label_column_name}: the column holds {label}, not one label per image"
+        )
+    return split.class_encode_column("label")
+
+
+def _choose_classes(splits: DatasetDict, classes: Sequence[str]) -> DatasetDict:
+    known = splits["train"].features["label"].names
+    if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(known):
+        raise ValueError(f"--classes {' '.join(classes)}: use two or more different ones of {', '.join(known)}")
+    chosen = {}
+    for split_name, split in splits.items():
+        names = split.features["label"].names  # labels that were text are numbered anew in each split
+        new_labels = [classes.index(names[label]) if names[label] in classes else None for label in split["label"]]
+        rows = [row for row, label in enumerate(new_labels) if label is not None]
+        chosen[split_name] = (
+            split.select(rows)
+            .remove_columns("label")
+            .add_column("label", [new_labels[row] for row in rows])
+            .cast_column("label", ClassLabel(names=list(classes)))
+        )
+    return DatasetDict(chosen)
+
+
+def _split_off(train: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
+    try:
+        parts = train.train_test_split(share, seed=seed, stratify_by_column="label")
+    except ValueError:  # too few images of some class to stratify by
+        parts = train.train_test_split(share, seed=seed)
+    return parts["train"], parts["test"]
+
+
+def _per_class(split: Dataset, samples: int, seed: int) -> Dataset:
+    labels = torch.tensor(list(split["label"]))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    rows = [order[labels[order] == label][:samples] for label in labels.unique()]
+    return split.select(torch.cat(rows).sort().values.tolist())
+
+
+def _at_most(split: Dataset, samples: int | None, seed: int) -> Dataset:
+    if samples is None or samples >= len(split):
+        return split
+    return split.shuffle(seed=seed).select(range(samples))
+
+
+def to_pixels(processor: BaseImageProcessor) -> Callable[[PILImage.Image], Tensor]:
+    """What a checkpoint's image processor does to an image, but for the normalisation.
+
+    Args:
+        processor: the checkpoint's image processor.
+
+    Returns:
+        A function from an RGB image of any size to float32 pixels in [0, 1], (3, H, W) at the model's resolution.
+    """
+    transforms = getattr(processor, "val_transforms", None)
+    if transforms is not None:  # timm
+        steps = [step for step in transforms.transforms if not isinstance(step, Normalize)]
+        return Compose(steps)
+    return lambda image: processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+
+
+class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Images as [0, 1] pixels at a model's resolution, with their labels.
+
+    Grey, palette and RGBA images of any size become RGB ones, as `transformers` pipelines do it.
+
+    Args:
+        split: a data set with the columns ``image`` and ``label``, as `load_image_splits` gives it.
+        processor: the model's image processor.
+        name: what to call the split in an error.
+
+    Items are ``{"pixel_values": float32 (3, H, W), "labels": int}``.
+
+    Raises:
+        ValueError: on reading an image that cannot be decoded; the message names its file and row.
+    """
+
+    def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train") -> None:
+        self.name = name
+        self.labels: list[int] = list(split["label"])
+        self._encoded = split.cast_column("image", Image(decode=False))
+        self._decoder = Image(mode="RGB")
+        self._to_pixels = to_pixels(processor)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"pixel_values": self._to_pixels(self._decode(row)), "labels": self.labels[row]}
+
+    def _decode(self, row: int) -> PILImage.Image:
+        encoded = self._encoded[row]["image"]
+        try:
+            if encoded is None:
+                raise ValueError("there is none")
+            return self._decoder.decode_example(encoded)
+        except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises for damaged files
+            file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
+            raise ValueError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
+
+    def check(self) -> None:
+        """Decode every image once, so that a damaged one is found now and not in the middle of training."""
+        for row in tqdm(range(len(self)), desc=f"checking {self.name} images", leave=False, disable=len(self) < 1000):
+            self._decode(row)
+
+
+class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
+    """A map-style data set whose items know their index (``indices``), which randomness is keyed by."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], "indices": index}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stack items into a batch, and refuse pixels that are not in [0, 1].
+
+    Args:
+        items: dictionaries with ``pixel_values`` (C, H, W), ``indices`` and, where they are known, ``labels``.
+
+    Raises:
+        ValueError: pixels that are not floating, or outside [0, 1]: normalised ones, or 0 … 255.
+    """
+    pixels = torch.stack([torch.as_tensor(item["pixel_values"]) for item in items])
+    if not (pixels.is_floating_point() and pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
+        raise ValueError(
+            f"pixel_values are {pixels.dtype} between {pixels.min():.3g} and {pixels.max():.3g}, but must be floating"
+            " and in [0, 1]: do not normalise them, the model's own normalisation happens inside; divide 0 … 255 by 255"
+        )
+    batch = {"pixel_values": pixels}
+    for name in ("labels", "indices"):
+        if name in items[0]:
+            batch[name] = torch.tensor([int(item[name]) for item in items])
+    return batch
+
+
+def augment(images: Tensor, *, seed: int, indices: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor:
+    """Random crop and horizontal flip, each sample's by its own address.
+
+    Args:
+        images: (B, C, H, W).
+        seed: the address of the epoch.
+        indices: sample indices, int64 (B,).
+        crop_padding: pad by so many black pixels on each side, then crop back to (H, W) at a random place.
+        flip: mirror a sample left to right with probability one half.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Example:
+        >>> images = torch.rand(4, 3, 8, 8)
+        >>> a = augment(images, seed=1, indices=torch.arange(4), crop_padding=2, flip=True)
+        >>> b = augment(images[2:], seed=1, indices=torch.tensor([2, 3]), crop_padding=2, flip=True)
+        >>> torch.equal(a[2:], b)
+        True
+    """
+    if not crop_padding and not flip:
+        return images
+    draws = randomness.uniform(randomness.sample_keys(seed, indices), (3,), torch.float64)
+    height, width = images.shape[2:]
+    if crop_padding:
+        top, left = (draws[:, :2] * (2 * crop_padding + 1)).long().unbind(1)
+        rows = top[:, None] + torch.arange(height, device=images.device)
+        columns = left[:, None] + torch.arange(width, device=images.device)
+        padded = torch.nn.functional.pad(images, (crop_padding,) * 4)
+        batch = torch.arange(len(images), device=images.device)[:, None, None]
+        images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if flip:
+        images = torch.where((draws[:, 2] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+    return images

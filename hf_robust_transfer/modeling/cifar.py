@@ -1,0 +1,117 @@
+"""Residual networks for small images, registered with timm: ``cifar_resnet18`` and ``cifar_wrn`` (any depth and width).
+
+They are timm's own ResNet and ResNetV2 with the stem of the CIFAR papers, a 3×3 convolution of stride 1 without pooling,
+so that everything timm knows about those (heads, parameter groups, features) holds for them.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d, ClassifierHead, create_conv2d
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnetv2 import ResNetV2
+from torch import Tensor, nn
+
+_CIFAR_CFG = {
+    "input_size": (3, 32, 32),
+    "mean": (0.0, 0.0, 0.0),
+    "std": (1.0, 1.0, 1.0),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "num_classes": 10,
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "cifar_resnet18": {**_CIFAR_CFG, "first_conv": "conv1", "classifier": "fc"},
+        "cifar_wrn": {**_CIFAR_CFG, "first_conv": "stem.conv", "classifier": "head.fc"},
+    }
+)
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet with a 3×3 stem of stride 1 and no pooling (He et al. 2016 as commonly used on 32×32 images)."""
+
+    def __init__(self, *, in_chans: int = 3, **kwargs: Any) -> None:
+        super().__init__(in_chans=in_chans, **kwargs)
+        self.conv1 = create_conv2d(in_chans, 64, 3)
+        self.maxpool = nn.Sequential()  # does nothing
+
+
+class PaddedShortcut(nn.Module):
+    """The parameter-free shortcut: average pooling where the stride is 2, zero channels where the width grows."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.padding = (out_channels - in_channels) // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, in, H, W) → (B, out, H/stride, W/stride)."""
+        if self.stride > 1:
+            features = F.avg_pool2d(features, self.stride)
+        return F.pad(features, (0, 0, 0, 0, self.padding, self.padding))
+
+
+class WideResNet(ResNetV2):
+    """A wide residual network (Zagoruyko & Komodakis, arXiv 1605.07146) of any depth and width, on timm's ResNetV2.
+
+    Args:
+        depth: 6n + 4 (16, 28, 34, …) is the original, with 1×1 convolutions as shortcuts where shapes change; 6n + 2
+            (32, …) is the variant of Madry et al. (arXiv 1706.06083) and of the robust-transfer paper, with parameter-free
+            shortcuts and leaky ReLU (slope 0.1); other than in their code, every shortcut that changes shapes takes the
+            activated input, not the first stage's alone. n is the number of blocks in each of the three stages.
+        width: the widening factor; the stages have 16, 32 and 64 times as many channels.
+
+    Raises:
+        ValueError: a depth of neither form, or a width below 1.
+    """
+
+    def __init__(
+        self, *, depth: int = 28, width: int = 10, num_classes: int = 10, in_chans: int = 3, **kwargs: Any
+    ) -> None:
+        blocks, form = divmod(depth, 6)
+        if form == 4 or (form == 2 and depth > 2):
+            blocks = (depth - form) // 6
+        else:
+            raise ValueError(f"depth={depth} must be 6n + 4 (16, 28, 34, …) or 6n + 2 (14, 32, …)")
+        if blocks < 1 or width < 1:
+            raise ValueError(f"depth={depth}, width={width}: at least one block per stage and a width of 1 are needed")
+        padded = form == 2
+        super().__init__(
+            layers=[blocks] * 3,
+            channels=(16 * width, 32 * width, 64 * width),
+            stem_chs=16,
+            basic=True,
+            bottle_ratio=1.0,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            act_layer=partial(nn.LeakyReLU, negative_slope=0.1) if padded else nn.ReLU,
+            norm_layer=BatchNormAct2d,
+            conv_layer=create_conv2d,
+            **kwargs,
+        )
+        self.stem = nn.Sequential()
+        self.stem.add_module("conv", create_conv2d(in_chans, 16, 3))
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type="avg", drop_rate=self.drop_rate)
+        if padded:
+            for stage in self.stages:
+                block: Any = stage.get_submodule("blocks.0")
+                block.downsample = PaddedShortcut(block.conv1.in_channels, block.conv1.out_channels, block.conv1.stride[0])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+@register_model
+def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-18 for 32×32 images: 11.2 million parameters, 0.56 GMACs."""
+    return build_model_with_cfg(CifarResNet, "cifar_resnet18", pretrained, block=BasicBlock, layers=(2, 2, 2, 2), **kwargs)
+
+
+@register_model
+def cifar_wrn(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """A wide residual network for 32×32 images; ``depth`` and ``width`` as for `WideResNet`, by default WRN-28-10."""
+    return build_model_with_cfg(WideResNet, "cifar_wrn", pretrained, **kwargs)

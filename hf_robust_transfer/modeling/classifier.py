@@ -1,0 +1,142 @@
+"""The pixel-space classifier: the only view of a model that attacks and objectives have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import BaseImageProcessor, PreTrainedModel
+
+
+class ClassifierOutput(NamedTuple):
+    """What a forward pass gives: logits (B, classes) and penultimate features (B, D)."""
+
+    logits: Tensor
+    features: Tensor
+
+
+def classifier_layer(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The name and module of the layer that maps penultimate features to logits.
+
+    For a timm model inside `transformers` it is timm's own ``get_classifier()``; otherwise the one linear layer with as
+    many outputs as the model has labels that comes after all others.
+
+    Raises:
+        ValueError: the model has no such layer, or several of them (a distilled DeiT, say).
+
+    Example:
+        >>> from transformers import ViTConfig, ViTForImageClassification
+        >>> model = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+        >>> classifier_layer(model)[0]
+        'classifier'
+    """
+    timm_model: Any = getattr(model, "timm_model", None)
+    if timm_model is not None:
+        layer = timm_model.get_classifier()
+        names = [name for name, module in model.named_modules() if module is layer]
+        if names and sum(parameter.numel() for parameter in layer.parameters()):
+            return names[0], layer
+        raise ValueError("the timm model has no single classifier layer: give it one with num_labels > 0")
+    wrapped_base = model.base_model if isinstance(model, PreTrainedModel) else None
+    base = set(wrapped_base.modules()) if wrapped_base is not None and wrapped_base is not model else set()
+    labels = getattr(model, "num_labels", None)
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels and module not in base
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} linear layers with {labels} outputs outside its backbone; a model"
+            " with exactly one classifier layer is needed"
+        )
+    return found[0]
+
+
+def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and standard deviation, in [0, 1] pixel units, with which a checkpoint's image processor normalises.
+
+    Raises:
+        ValueError: the processor does something else to pixel values than ``(pixel - mean) / std``.
+    """
+    data_config = getattr(processor, "data_config", None)
+    if data_config is not None:  # timm
+        return tuple(data_config["mean"]), tuple(data_config["std"])
+    for flag in ("rescale_offset", "include_top", "do_flip_channel_order"):
+        if getattr(processor, flag, False):
+            raise ValueError(
+                f"{type(processor).__name__} with {flag}=True is not supported: its pixels are not (x-mean)/std"
+            )
+    factor = getattr(processor, "rescale_factor", 1 / 255)
+    if not getattr(processor, "do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"{type(processor).__name__} must rescale pixels by 1/255, but has rescale_factor={factor}")
+    if not getattr(processor, "do_normalize", False):
+        return (0.0,), (1.0,)
+    return tuple(processor.image_mean), tuple(processor.image_std)
+
+
+class PixelClassifier(nn.Module):
+    """A classifier over [0, 1] pixels, with the checkpoint's normalisation inside.
+
+    Args:
+        model: any `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
+        processor: the checkpoint's image processor, which knows its mean and standard deviation.
+        forward_through: what to call instead of ``model``: the same model wrapped for distributed training, so that
+            gradients are synchronised. It holds ``model``, whose classifier layer gives the features.
+
+    Called with images (B, C, H, W) in [0, 1], it returns logits (B, classes), so that it goes wherever attack libraries
+    expect a model; `outputs` returns the penultimate features too.
+
+    Example:
+        >>> from hf_robust_transfer.modeling import create_model
+        >>> classifier = PixelClassifier(*create_model("cifar_resnet18", id2label={0: "cat", 1: "dog"}))
+        >>> logits, features = classifier.outputs(torch.rand(2, 3, 32, 32))
+        >>> logits.shape, features.shape
+        (torch.Size([2, 2]), torch.Size([2, 512]))
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: PreTrainedModel, processor: BaseImageProcessor, *, forward_through: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
+        self._layer = [classifier_layer(model)[1]]
+        mean, std = pixel_statistics(processor)
+        for name, value in (("mean", mean), ("std", std)):
+            tensor = torch.tensor(value, dtype=torch.float64, device=model.device).view(1, -1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W) in [0, 1]."""
+        normalised = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        return self._forward_through[0](pixel_values=normalised.contiguous(memory_format=torch.channels_last)).logits
+
+    def outputs(self, images: Tensor) -> ClassifierOutput:
+        """Logits and penultimate features, the input of the classifier layer flattened to (B, D)."""
+        captured: list[Tensor] = []
+
+        def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            captured.append(inputs[0])
+
+        handle = self._layer[0].register_forward_pre_hook(keep)
+        try:
+            logits = self(images)
+        finally:
+            handle.remove()
+        return ClassifierOutput(logits, captured[0].flatten(1))
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Run without the autocast that `accelerate` puts around a prepared model's forward, and without any other."""
+        patched = self.model.__dict__.pop("forward", None)  # accelerate patches the instance, not the class
+        try:
+            with torch.autocast(self.mean.device.type, enabled=False):
+                yield
+        finally:
+            if patched is not None:
+                self.model.forward = patched

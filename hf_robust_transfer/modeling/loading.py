@@ -1,0 +1,162 @@
+"""Models by Hub id, folder or timm name, each with its image processor; new heads for new labels."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from . import cifar  # noqa: F401 - registers this package's architectures with timm
+from .classifier import classifier_layer
+
+_PRETRAINED_CFG_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct")
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    id2label: dict[int, str] | None = None,
+    model_args: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    **from_pretrained: Any,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Load an image classifier and its image processor, with a new head where the labels are new.
+
+    Args:
+        name_or_path: a local checkpoint folder; a timm architecture's name, which gives untrained weights; or else a Hub
+            id. timm's trained weights are Hub ids too (``timm/resnet50.a1_in1k``).
+        id2label: the target's labels. The head is kept where they are the checkpoint's own, and replaced otherwise.
+        model_args: for a timm architecture, arguments of its constructor, like ``{"patch_size": 2}``.
+        image_size: for a timm architecture, the side of its input in pixels, by default the architecture's own.
+        from_pretrained: passed on to `from_pretrained` (``revision``, ``token``, ``cache_dir``, …).
+
+    Returns:
+        The model in eval mode and in the channels-last memory format, with which convolutions are fastest, and the image
+        processor.
+
+    Raises:
+        ValueError: the name is nothing of these, or the folder holds no readable image classifier; or ``model_args`` or
+            ``image_size`` with a checkpoint, whose architecture is settled.
+
+    Example:
+        >>> model, processor = load_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
+        >>> model.config.id2label
+        {0: 'cat', 1: 'dog'}
+    """
+    if not Path(name_or_path).is_dir() and timm.is_model(name_or_path):
+        if id2label is None:
+            raise ValueError(f"model {name_or_path!r} is untrained and has no labels of its own: give it id2label")
+        return create_model(name_or_path, id2label=id2label, model_args=model_args, image_size=image_size)
+    if model_args or image_size:
+        raise ValueError(
+            f"model_args and image_size build an untrained timm architecture, but {name_or_path!r} is a checkpoint whose"
+            " architecture is settled: leave them out"
+        )
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name_or_path, **from_pretrained)
+        processor = AutoImageProcessor.from_pretrained(name_or_path, **from_pretrained)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"model {name_or_path!r} cannot be loaded: it is neither a folder with an image classifier, nor a timm"
+            f" architecture, nor a reachable Hub id ({str(error).strip().splitlines()[0]})"
+        ) from error
+    if id2label is not None and dict(model.config.id2label) != dict(id2label):
+        replace_head(model, id2label)
+    return model.eval().to(memory_format=torch.channels_last), processor
+
+
+def create_model(
+    architecture: str,
+    *,
+    id2label: dict[int, str],
+    model_args: dict[str, Any] | None = None,
+    image_size: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> tuple[TimmWrapperForImageClassification, BaseImageProcessor]:
+    """Build an untrained timm architecture as a `transformers` model, with timm's own initialisation.
+
+    Args:
+        architecture: a timm architecture's name; this package adds ``cifar_resnet18`` and ``cifar_wrn``.
+        id2label: the names of the labels, by index.
+        model_args: arguments of its constructor, like ``{"depth": 16, "width": 2}``.
+        image_size: the side of its input in pixels, by default the architecture's own.
+        mean, std: the normalisation, in [0, 1] pixel units, by default the architecture's own.
+
+    Returns:
+        The model, as `load_model` gives it, and an image processor that resizes, crops and normalises for it.
+
+    Raises:
+        ValueError: timm has no such architecture, or it refuses the arguments.
+
+    Example:
+        >>> model, processor = create_model("cifar_wrn", id2label={0: "a", 1: "b"}, model_args={"depth": 16, "width": 2})
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        690642
+    """
+    if not timm.is_model(architecture):
+        close = timm.list_models(f"*{architecture}*")[:5]
+        raise ValueError(f"timm has no architecture {architecture!r}" + (f"; near it: {', '.join(close)}" if close else ""))
+    model_args = dict(model_args or {})
+    try:
+        initialised = timm.create_model(architecture, num_classes=len(id2label), **model_args)
+    except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
+        raise ValueError(f"{architecture} refuses model_args={model_args}: {error}") from error
+    defaults = resolve_data_config(model=initialised)
+    pretrained_cfg = {key: defaults[key] for key in _PRETRAINED_CFG_KEYS}
+    if image_size is not None:
+        pretrained_cfg |= {"input_size": (defaults["input_size"][0], image_size, image_size), "crop_pct": 1.0}
+    pretrained_cfg |= {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
+    options: dict[str, Any] = {
+        "architecture": architecture,
+        "model_args": model_args,
+        "pretrained_cfg": pretrained_cfg,
+        "id2label": dict(id2label),
+        "label2id": {label: index for index, label in id2label.items()},
+    }
+    config = TimmWrapperConfig(**options)
+    model = TimmWrapperForImageClassification(config)
+    # The wrapper draws every convolution and linear layer anew from N(0, 0.02²); timm's own initialisation is better.
+    model.timm_model.load_state_dict(initialised.state_dict())
+    model.eval().to(memory_format=torch.channels_last)
+    return model, TimmWrapperImageProcessor(pretrained_cfg, architecture)
+
+
+def replace_head(model: PreTrainedModel, id2label: dict[int, str]) -> None:
+    """Give the model a freshly drawn linear classifier layer for new labels, in place, and note them in its config.
+
+    Args:
+        model: any model with one classifier layer.
+        id2label: the new labels, by index.
+
+    Raises:
+        ValueError: the model has no single classifier layer.
+    """
+    name, layer = classifier_layer(model)
+    if model.config.model_type == "timm_wrapper":
+        timm_model: Any = model.timm_model
+        timm_model.reset_classifier(len(id2label))
+        name, head = classifier_layer(model)
+        model.config.label_names = list(id2label.values())
+    else:
+        head = nn.Linear(layer.in_features, len(id2label))
+        model.set_submodule(name, head)
+    with torch.no_grad():
+        nn.init.normal_(head.weight, std=0.02)
+        if head.bias is not None:
+            nn.init.zeros_(head.bias)
+    head.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    model.config.id2label = dict(id2label)
+    model.config.label2id = {label: index for index, label in id2label.items()}
+    model.num_labels = len(id2label)  # type: ignore[assignment]
