@@ -1,0 +1,55 @@
+"""What an objective is given, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..modeling.classifier import ClassifierOutput, PixelClassifier
+from ..threat_model import ThreatModel
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One (micro-)batch of training, as an objective sees it.
+
+    Args:
+        student: the classifier in train mode; gradients through it are synchronised between processes.
+        attacked: the same weights, to craft adversarial examples against.
+        images: clean images in [0, 1] after augmentation, (B, C, H, W).
+        labels: int64 (B,).
+        indices: each sample's index in the training set, int64 (B,).
+        threat_model: the threat model, with ε as far as its warm-up has come.
+        attack_steps: gradient steps of the inner maximisation, where the objective has any.
+        attack_step_size: their length in pixel units; None for a quarter of ε.
+        seed: the address of this epoch's attack randomness.
+        carried: tensors that an objective keeps from one step to the next; they are part of a checkpoint.
+        slot: which micro-batch of the gradient accumulation this is, so that what is carried can be told apart.
+    """
+
+    student: PixelClassifier
+    attacked: PixelClassifier
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    threat_model: ThreatModel
+    attack_steps: int = 7
+    attack_step_size: float | None = None
+    seed: int = 0
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    slot: int = 0
+
+
+class ObjectiveOutput(NamedTuple):
+    """The loss in named parts, and the student's clean output where the objective computed it.
+
+    ``terms`` are scalars, each the mean over the batch with its weight already in; their sum is the loss. ``clean`` lets
+    the LwF term use the features of a forward pass that has been made anyway.
+    """
+
+    terms: dict[str, Tensor]
+    clean: ClassifierOutput | None = None
+
+
+Objective = Callable[..., ObjectiveOutput]

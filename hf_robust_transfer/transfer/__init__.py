@@ -1,0 +1,16 @@
+"""Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
+
+from .freezing import Block, blocks, describe, eval_where_frozen, freeze
+from .lwf import DISTANCES, feature_distance
+from .warm_start import HeadWarmStart
+
+__all__ = [
+    "DISTANCES",
+    "Block",
+    "HeadWarmStart",
+    "blocks",
+    "describe",
+    "eval_where_frozen",
+    "feature_distance",
+    "freeze",
+]
