@@ -1,0 +1,319 @@
+"""The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import send_to_device
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, Sampler
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+
+from .attacks import pgd
+from .data import Indexed, augment, collate
+from .modeling.classifier import PixelClassifier, classifier_layer
+from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
+from .randomness import fold_in
+from .threat_model import ThreatModel, parse_eps
+from .training_args import RobustTrainingArguments
+from .transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
+
+# The purposes that randomness is drawn for, as parts of its address.
+_ATTACK, _AUGMENTATION, _EVALUATION, _REPLAY = range(4)
+
+
+class RobustTrainer(Trainer):
+    """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
+
+    Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
+    Data sets are map-style and yield ``{"pixel_values": float tensor (C, H, W) in [0, 1], "labels": int}``, as
+    `hf_robust_transfer.data.PixelDataset` does; normalisation happens inside. `evaluate` returns ``eval_accuracy``,
+    ``eval_robust_accuracy``, ``eval_loss`` and ``eval_robust_loss`` under PGD with ``args.eval_attack_steps`` steps,
+    crafted in the precision of training and judged in float32.
+
+    Args:
+        model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
+        args: the training arguments.
+        processing_class: the model's image processor; saved with the model.
+        teacher: for LwF, the frozen robust source.
+        compute_metrics: more metrics, given the clean logits and the labels.
+        kwargs: all further arguments of `transformers.Trainer`.
+
+    Raises:
+        ValueError: before any training, when the pieces do not go together; the message says what to change.
+        FloatingPointError: a loss term became NaN or infinite; the last checkpoint stays as it was.
+
+    Example:
+        >>> from hf_robust_transfer.modeling import create_model
+        >>> model, processor = create_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
+        >>> data = [{"pixel_values": torch.rand(3, 32, 32), "labels": label} for label in (0, 1)]
+        >>> args = RobustTrainingArguments("outputs/example", objective="pgd", eps="8/255", report_to="none")
+        >>> trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=data, eval_dataset=data)
+    """
+
+    args: RobustTrainingArguments
+    model: PreTrainedModel
+    processing_class: BaseImageProcessor
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        args: RobustTrainingArguments | None = None,
+        *,
+        processing_class: BaseImageProcessor,
+        teacher: PixelClassifier | None = None,
+        compute_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else RobustTrainingArguments()
+        if args.n_gpu > 1:
+            raise ValueError("several GPUs need a process each: start with `accelerate launch --multi_gpu`")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func has no place here: choose an objective, or add one in objectives/")
+        if model is not None:
+            freeze(model, args.freeze)
+        self.teacher = teacher
+        self._carried: dict[str, Tensor] = {}
+        self._term_sums: dict[str, Tensor] = {}
+        self._terms_logged_at = 0
+        self._micro_batch = 0
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            compute_metrics=partial(robustness_metrics, more=compute_metrics),
+            **kwargs,
+        )
+        _check_teacher(args, self.model, teacher)
+        if teacher is not None:
+            teacher.to(args.device).eval().requires_grad_(False)
+        if args.warm_start_steps:
+            self.add_callback(HeadWarmStart(args.warm_start_steps))
+        self.label_names = ["labels"]
+        # Have the base class count a step's samples over accumulation and processes, and leave the scaling to us.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    # ---- model and data ----
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """Build the model of a trial, frozen as asked, with nothing carried over from another trial."""
+        self._carried.clear()
+        model: Any = super().call_model_init(trial)
+        freeze(model, self.args.freeze)
+        return cast(PreTrainedModel, model)
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise ValueError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
+        return super()._get_dataloader(Indexed(dataset), *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        if self.args.objective != "free":
+            return super()._get_train_sampler(train_dataset)
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        group = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = fold_in(self.args.seed if self.args.data_seed is None else self.args.data_seed, _REPLAY)
+        return ReplaySampler(len(dataset), group=group, replays=self.args.free_replays, seed=seed)
+
+    # ---- training ----
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The base class's optimizer, with a learning rate of its own for the head if there is one."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rate = self.args.head_learning_rate
+        if fresh and rate is not None:
+            head = set(classifier_layer(self.model)[1].parameters())
+            for group in list(optimizer.param_groups):
+                of_head = [parameter for parameter in group["params"] if parameter in head]
+                if of_head:
+                    group["params"] = [parameter for parameter in group["params"] if parameter not in head]
+                    optimizer.add_param_group({**group, "params": of_head, "lr": rate})
+        return optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass on a micro-batch."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._micro_batch = 0 if self.accelerator.sync_gradients else self._micro_batch + 1
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective's terms plus the LwF term, as this micro-batch's share of the mean over the whole step."""
+        eval_where_frozen(model, batch_norm=bool(self.args.batch_norm_eval))
+        step = self._step(model, inputs)
+        output = OBJECTIVES[self.args.objective](step, **self.args.objective_options)
+        terms = dict(output.terms)
+        if self.args.lwf_weight > 0:
+            terms["lwf"] = self.args.lwf_weight * self._feature_distance(step, output)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            bad = {name: value.item() for name, value in terms.items() if not torch.isfinite(value)}
+            raise FloatingPointError(
+                f"step {self.state.global_step}: loss term {', '.join(f'{name}={value}' for name, value in bad.items())}."
+                " Lower --learning_rate, or start from the last checkpoint with another --seed"
+            )
+        share: float | Tensor = 1.0
+        if num_items_in_batch is not None:
+            share = len(step.labels) / torch.as_tensor(num_items_in_batch, dtype=loss.dtype)
+            if self.args.average_tokens_across_devices:
+                share = share * self.accelerator.num_processes  # DDP averages over processes what we want summed
+        if not self._term_sums:
+            self._terms_logged_at = self.state.global_step
+        for name, value in terms.items():
+            self._term_sums[name] = self._term_sums.get(name, 0) + value.detach() * share
+        return (loss * share, output) if return_outputs else loss * share
+
+    def _step(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingStep:
+        args, epoch = self.args, int(self.state.epoch or 0)
+        images = augment(
+            inputs["pixel_values"],
+            seed=fold_in(args.seed, _AUGMENTATION, epoch),
+            indices=inputs["indices"],
+            crop_padding=args.random_crop,
+            flip=args.random_flip,
+        )
+        return TrainingStep(
+            student=PixelClassifier(self.model, self.processing_class, forward_through=model),
+            attacked=PixelClassifier(self.model, self.processing_class),
+            images=images,
+            labels=inputs["labels"],
+            indices=inputs["indices"],
+            threat_model=self._training_threat_model(),
+            attack_steps=args.attack_steps,
+            attack_step_size=None if args.attack_step_size is None else parse_eps(args.attack_step_size),
+            seed=fold_in(args.seed, _ATTACK, epoch),
+            carried=self._carried,
+            slot=self._micro_batch,
+        )
+
+    def _training_threat_model(self) -> ThreatModel:
+        steps = self.args.eps_warmup_steps
+        if steps < 1:
+            steps = steps * self.state.max_steps
+        return self.args.threat_model.scaled(min(1.0, (self.state.global_step + 1) / max(steps, 1)))
+
+    def _feature_distance(self, step: TrainingStep, output: ObjectiveOutput) -> Tensor:
+        assert self.teacher is not None
+        clean = output.clean if output.clean is not None else step.student.outputs(step.images)
+        with torch.no_grad(), self.accelerator.autocast():
+            source = self.teacher.outputs(step.images)
+        return feature_distance(clean.features, source.features, self.args.lwf_distance)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and with a training loss also its terms (``loss_natural``, ``loss_lwf``, …), which add up to it."""
+        if "loss" in logs and self._term_sums:
+            steps = max(1, self.state.global_step - self._terms_logged_at)
+            sums = self.accelerator.reduce(torch.stack(list(self._term_sums.values())).float(), "mean")
+            logs |= {f"loss_{name}": value / steps for name, value in zip(self._term_sums, sums.tolist(), strict=True)}
+            self._term_sums = {}
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate or predict, leaving the random state of training as it was."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        numpy_state = np.random.get_state()
+        with torch.random.fork_rng(devices):
+            try:
+                return super().evaluation_loop(*args, **kwargs)
+            finally:
+                np.random.set_state(numpy_state)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Tensor | None]:
+        """Clean logits and, with labels and an evaluation attack, those on adversarial images, judged in float32."""
+        inputs = self._prepare_inputs(inputs)
+        images, labels = inputs["pixel_values"], inputs.get("labels")
+        classifier = PixelClassifier(self.model, self.processing_class, forward_through=model)
+        adversarial = None
+        if labels is not None and self.args.eval_attack_steps:
+            step_size = self.args.eval_attack_step_size
+            adversarial = pgd(
+                classifier,
+                images,
+                labels,
+                self.args.threat_model,
+                steps=self.args.eval_attack_steps,
+                step_size=None if step_size is None else parse_eps(step_size),
+                seed=fold_in(self.args.seed, _EVALUATION),
+                indices=inputs["indices"],
+            )
+        with torch.no_grad(), classifier.full_precision():
+            logits: Any = classifier(images)
+            if adversarial is not None:
+                logits = (logits, classifier(adversarial))
+        return None, logits, labels
+
+    # ---- checkpoints: what an objective carries belongs to each process, as its random state does ----
+
+    def _carried_file(self, folder: str) -> Path:
+        return Path(folder) / f"carried_{self.args.process_index}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._carried:
+            save_file({name: value.contiguous() for name, value in self._carried.items()}, self._carried_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._carried_file(checkpoint).is_file():
+            self._carried = send_to_device(load_file(self._carried_file(checkpoint)), self.args.device)
+
+
+def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str, float]:
+    """Accuracy and cross-entropy on clean and, where there are any, adversarial images.
+
+    Args:
+        prediction: ``predictions`` is the clean logits (N, classes), or a pair of them and the adversarial ones.
+        more: a further function from an `EvalPrediction` of clean logits to metrics.
+
+    Returns:
+        ``accuracy`` and ``loss``, and with adversarial logits ``robust_accuracy`` and ``robust_loss``.
+    """
+    predictions = prediction.predictions
+    pairs = zip(("", "robust_"), predictions if isinstance(predictions, tuple) else (predictions,), strict=False)
+    labels = torch.as_tensor(prediction.label_ids)
+    metrics: dict[str, float] = {}
+    for prefix, values in pairs:
+        logits = torch.as_tensor(values)
+        metrics[f"{prefix}accuracy"] = (logits.argmax(1) == labels).double().mean().item()
+        metrics[f"{prefix}loss"] = F.cross_entropy(logits.double(), labels).item()
+    if more is not None:
+        clean = predictions[0] if isinstance(predictions, tuple) else predictions
+        metrics |= more(EvalPrediction(predictions=clean, label_ids=prediction.label_ids))
+    return metrics
+
+
+def _check_teacher(args: RobustTrainingArguments, model: PreTrainedModel, teacher: PixelClassifier | None) -> None:
+    if args.lwf_weight == 0:
+        return
+    if teacher is None:
+        raise ValueError(
+            f"--lwf_weight {args.lwf_weight} keeps features close to a teacher's, but there is none: pass teacher=, the"
+            " frozen robust source, or set --lwf_weight 0"
+        )
+    sizes = [classifier_layer(each)[1].weight.shape[1] for each in (model, teacher.model)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"
+            " architecture, usually the source itself"
+        )

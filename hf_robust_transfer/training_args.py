@@ -1,0 +1,152 @@
+"""The options of robust training, on top of `transformers.TrainingArguments`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from .objectives import OBJECTIVES
+from .threat_model import NORMS, ThreatModel, parse_eps
+from .transfer.freezing import parse_freeze
+from .transfer.lwf import DISTANCES
+
+
+def _choose(names: Any) -> str:
+    return f"{', '.join(list(names)[:-1])} or {list(names)[-1]}"
+
+
+@dataclass
+class RobustTrainingArguments(TrainingArguments):
+    """`TrainingArguments` plus the threat model, the objective, freezing, warm start, LwF and the evaluation attack.
+
+    Some defaults of the base class are other ones here, close to the robust-transfer paper's training: SGD with momentum
+    0.9, weight decay 2e-4, batches of 128, a cosine schedule, no gradient clipping. Lengths in pixel units (``eps``, step
+    sizes) are strings such as ``"8/255"`` or numbers.
+
+    Raises:
+        ValueError: an option out of range; the message names it.
+
+    Example:
+        >>> args = RobustTrainingArguments("outputs/example", objective="trades", eps="8/255", freeze="2")
+        >>> args.threat_model.norm, args.objective_options
+        ('linf', {'beta': 6.0})
+    """
+
+    learning_rate: float = field(default=1e-2, metadata={"help": "The initial learning rate."})
+    optim: str = field(default="sgd", metadata={"help": "The optimizer, any of TrainingArguments'."})
+    optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
+    weight_decay: float = field(default=2e-4, metadata={"help": "Weight decay; biases and norms are exempt."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning-rate schedule."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient to this norm; 0 does not."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training set."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Training batch size per device."})
+    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Evaluation batch size per device."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a share of all."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Keep at most so many checkpoints."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False,
+        metadata={"help": "Broadcast batch-norm statistics at every forward pass; breaks objectives with two of them."},
+    )
+
+    objective: str = field(default="natural", metadata={"help": f"What to train with: {_choose(OBJECTIVES)}."})
+    norm: str = field(default="linf", metadata={"help": f"Norm of the threat model: {_choose(NORMS)}."})
+    eps: str = field(
+        default="8/255",
+        metadata={"help": "Radius of the threat model in [0, 1] pixels, as 8/255 or 0.031."},
+    )
+    eps_warmup_steps: float = field(
+        default=0, metadata={"help": "Let ε of training grow linearly over so many first steps; below 1, a share of all."}
+    )
+    attack_steps: int = field(default=7, metadata={"help": "Gradient steps of the training attack (pgd, trades)."})
+    attack_step_size: str | None = field(
+        default=None, metadata={"help": "Step size of the training attack in [0, 1] pixels; by default ε/4."}
+    )
+    trades_beta: float = field(default=6.0, metadata={"help": "TRADES: weight of robustness against clean accuracy."})
+    free_replays: int = field(default=4, metadata={"help": "Free: how often each batch is replayed (m)."})
+
+    freeze: str = field(
+        default="none",
+        metadata={"help": "What to freeze: none, backbone, or the number of first blocks, stem included."},
+    )
+    warm_start_steps: float = field(
+        default=0, metadata={"help": "Train the head alone for so many first steps; below 1, a share of all."}
+    )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the head, which starts from nothing; by default --learning_rate for all."},
+    )
+    batch_norm_eval: bool | None = field(
+        default=None,
+        metadata={"help": "Keep trainable batch-norm on its running statistics; by default exactly when LwF is on."},
+    )
+    lwf_weight: float = field(
+        default=0.0, metadata={"help": "λ_d: weight of the distance to the teacher's features (LwF); 0 turns it off."}
+    )
+    lwf_distance: str = field(default="l2", metadata={"help": f"Distance between features: {_choose(DISTANCES)}."})
+
+    random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
+    random_flip: bool = field(default=False, metadata={"help": "Augmentation: mirror half of the images left to right."})
+
+    eval_attack_steps: int = field(
+        default=20, metadata={"help": "PGD steps of evaluations, from a random start; 0 evaluates clean images only."}
+    )
+    eval_attack_step_size: str | None = field(
+        default=None, metadata={"help": "Step size of the evaluation attack in [0, 1] pixels; by default ε/4."}
+    )
+
+    def __post_init__(self) -> None:
+        for name, known in (("objective", OBJECTIVES), ("norm", NORMS), ("lwf_distance", DISTANCES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"--{name} {getattr(self, name)} is unknown: use {_choose(known)}")
+        try:
+            ThreatModel(self.norm, self.eps)  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
+        for name in ("attack_step_size", "eval_attack_step_size"):
+            if getattr(self, name) is not None and parse_eps(getattr(self, name), f"--{name}") == 0:
+                raise ValueError(f"--{name} must be above 0; leave it out for a quarter of --eps")
+        try:
+            self.freeze = str(parse_freeze(self.freeze))
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
+        least = {"attack_steps": 1, "free_replays": 1}
+        for name in (
+            *("attack_steps", "free_replays", "eval_attack_steps", "eps_warmup_steps", "warm_start_steps"),
+            *("lwf_weight", "trades_beta", "random_crop"),
+        ):
+            if not getattr(self, name) >= least.get(name, 0):
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least.get(name, 0)}")
+        if self.warm_start_steps and self.freeze == "backbone":
+            raise ValueError(
+                "--warm_start_steps trains the head first, but --freeze backbone trains nothing else: drop one"
+            )
+        for name in ("fp16_full_eval", "bf16_full_eval", "label_smoothing_factor"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"--{name} is not supported: "
+                    + (
+                        "objectives define their own loss"
+                        if "label" in name
+                        else "robustness is judged in float32; use --bf16"
+                    )
+                )
+        if self.batch_norm_eval is None:
+            self.batch_norm_eval = self.lwf_weight > 0
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = self.warm_start_steps > 0
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
+        self.remove_unused_columns = False  # the sample index that randomness is keyed by is not the model's argument
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """The threat model of training and evaluation, with the full ε."""
+        return ThreatModel(self.norm, parse_eps(self.eps))
+
+    @property
+    def objective_options(self) -> dict[str, Any]:
+        """The chosen objective's own options."""
+        return {"trades": {"beta": self.trades_beta}}.get(self.objective, {})

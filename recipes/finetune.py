@@ -1,0 +1,91 @@
+"""Robust transfer: carry a robust source's robustness to your own images, with natural training only.
+
+    accelerate launch recipes/finetune.py --model_name_or_path outputs/source --dataset_name my/images \\
+        --transfer lwf --eps 8/255 --output_dir outputs/mine
+
+With no argument it runs an embedded example on scikit-learn's digits.
+"""
+
+import sys
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import set_seed
+
+from hf_robust_transfer.data import DataArguments, load_image_splits
+from hf_robust_transfer.modeling import PixelClassifier, load_model
+from hf_robust_transfer.running import ModelArguments, claim_output_dir, parse_arguments, run_recipe, train_and_evaluate
+from hf_robust_transfer.training_args import RobustTrainingArguments
+from quickstart import QuickstartArguments, quickstart
+
+# What --transfer stands for; a flag given on the command line goes before.
+TRANSFERS: dict[str, dict[str, Any]] = {
+    "frozen": {"freeze": "backbone"},
+    "lwf": {"lwf_weight": 1.0, "warm_start_steps": 0.3, "batch_norm_eval": True},
+    "fine_tuned": {"warm_start_steps": 0.3, "batch_norm_eval": True},  # lwf but for its λ_d
+}
+
+
+@dataclass
+class FinetuningArguments(RobustTrainingArguments):
+    """`RobustTrainingArguments` whose transfer options follow from one choice."""
+
+    transfer: str = field(
+        default="lwf",
+        metadata={
+            "help": "How to transfer: frozen (retrain the head alone), lwf (all of it, features kept close to the source's)"
+            " or fine_tuned (all of it, for comparison). Sets the next four options, unless they are given."
+        },
+    )
+    freeze: str | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "none, backbone, or the number of first blocks to freeze."}
+    )
+    warm_start_steps: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Train the head alone for so many first steps; below 1, a share of all."}
+    )
+    lwf_weight: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "λ_d: weight of the distance to the source's features (LwF)."}
+    )
+    head_learning_rate: float | None = field(
+        default=0.3, metadata={"help": "Learning rate of the new head; the backbone has --learning_rate."}
+    )
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "The source whose features LwF keeps; by default --model_name_or_path."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.transfer not in TRANSFERS:
+            raise ValueError(f"--transfer {self.transfer} is unknown: use {', '.join(TRANSFERS)}")
+        preset = {"freeze": "none", "warm_start_steps": 0.0, "lwf_weight": 0.0, **TRANSFERS[self.transfer]}
+        for name, value in preset.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        super().__post_init__()
+
+
+def main() -> None:
+    """Parse, load, transfer, evaluate; or the embedded example."""
+    names_a_file = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    flags = {argument.split("=")[0] for argument in sys.argv[1:] if argument.startswith("-")}
+    if not names_a_file and flags <= {f"--{option.name}" for option in fields(QuickstartArguments)}:
+        quickstart(*parse_arguments([QuickstartArguments], "The embedded example on scikit-learn's digits."))
+        return
+    model_args, data_args, args = parse_arguments(
+        [ModelArguments, DataArguments, FinetuningArguments],
+        "Transfer a robust source to your own images. Give flags, or one YAML or JSON file; with none at all an embedded"
+        " example on scikit-learn's digits runs. A run that was stopped goes on where it was when it is"
+        " started again.",
+    )
+    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir)
+    splits = load_image_splits(data_args, seed=args.seed)
+    set_seed(args.seed)
+    model, processor = model_args.load(splits.id2label)
+    teacher = None
+    if args.lwf_weight:
+        source = args.teacher_name_or_path or model_args.model_name_or_path
+        teacher = PixelClassifier(*load_model(source, cache_dir=model_args.cache_dir, token=model_args.token))
+    train_and_evaluate(model, processor, splits, args, teacher=teacher, resume_from=resume_from)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,147 @@
+"""The embedded example of `finetune.py`: a robust and a natural source on digits 0–4, each transferred to digits 5–9."""
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, disable_progress_bars
+from sklearn.datasets import load_digits
+from transformers import PrinterCallback, set_seed
+
+from hf_robust_transfer.data import DataArguments, ImageSplits, PixelDataset, choose_splits
+from hf_robust_transfer.modeling import PixelClassifier, create_model, replace_head
+from hf_robust_transfer.running import claim_output_dir
+from hf_robust_transfer.trainer import RobustTrainer
+from hf_robust_transfer.training_args import RobustTrainingArguments
+
+ARCHITECTURE = "convnext_tiny"  # a stock one, so that the result loads without this package
+MODEL_ARGS = {"patch_size": 1, "depths": [1, 1, 2, 1], "dims": [16, 32, 64, 64], "kernel_sizes": 3, "ls_init_value": 1.0}
+SOURCE_CLASSES, TARGET_CLASSES, TARGET_SAMPLES_PER_CLASS = list("01234"), list("56789"), 50
+
+COMMON: dict[str, Any] = {
+    "eps": "0.1",
+    "optim": "adamw_torch",
+    "optim_args": None,
+    "per_device_train_batch_size": 64,
+    "random_crop": 1,
+    "max_grad_norm": 1.0,
+}
+SOURCES: dict[str, dict[str, Any]] = {
+    "robust_source": {"objective": "pgd", "num_train_epochs": 20, "learning_rate": 3e-3},
+    "natural_source": {"objective": "natural", "num_train_epochs": 20, "learning_rate": 3e-3},
+}
+TRANSFERS: dict[str, dict[str, Any]] = {
+    "frozen": {"freeze": "backbone", "num_train_epochs": 60, "learning_rate": 3e-2},
+    "fine_tuned": {"num_train_epochs": 60, "learning_rate": 5e-3},
+    "lwf": {"num_train_epochs": 60, "learning_rate": 5e-3, "lwf_weight": 0.2, "warm_start_steps": 0.3},
+}
+KEPT = ("robust_source", "lwf")
+
+
+@dataclass
+class QuickstartArguments:
+    """The few options of the embedded example."""
+
+    output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where to write the model and the results."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the results of an earlier run."})
+    seed: int = field(default=0, metadata={"help": "Of data splits, initial weights, training and attacks."})
+    use_cpu: bool = field(default=False, metadata={"help": "Do not use a GPU even if there is one."})
+
+
+def digits(classes: list[str], seed: int, samples_per_class: int | None = None) -> ImageSplits:
+    """Scikit-learn's digits of these classes, 30 % of them for testing."""
+    loaded = load_digits()
+    images = (loaded.images * 255 / 16).round().astype("uint8")
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])})
+    everything = Dataset.from_dict({"image": list(images), "label": loaded.target.tolist()}, features=features)
+    halves = everything.train_test_split(0.3, seed=seed, stratify_by_column="label")
+    # Nothing is chosen by validation here, so no training image is set aside for it.
+    splits = DatasetDict(train=halves["train"], test=halves["test"], validation=halves["test"])
+    return choose_splits(splits, DataArguments(classes=classes, samples_per_class=samples_per_class), seed=seed)
+
+
+def quickstart(args: QuickstartArguments) -> None:
+    """Train both sources and transfer each in three ways, print the table, keep the robust source's LwF model.
+
+    Raises:
+        ValueError: the output folder holds a finished run.
+    """
+    shared = {**COMMON, "output_dir": args.output_dir, "seed": args.seed, "use_cpu": args.use_cpu}
+    claim_output_dir(RobustTrainingArguments(**shared), overwrite=args.overwrite_output_dir)
+    disable_progress_bars()  # of splitting data sets; what takes time here prints a line
+    source_splits = digits(SOURCE_CLASSES, args.seed)
+    target_splits = digits(TARGET_CLASSES, args.seed, TARGET_SAMPLES_PER_CLASS)
+    comparison: dict[str, dict[str, dict[str, float]]] = {}
+    kept: tuple[RobustTrainer, dict[str, float]] | None = None
+    for source_name, source_options in SOURCES.items():
+        set_seed(args.seed)
+        source, processor = create_model(ARCHITECTURE, id2label=source_splits.id2label, model_args=MODEL_ARGS, image_size=8)
+        _train(source, processor, source_splits, f"{source_name}: training on digits 0–4", {**shared, **source_options})
+        comparison[source_name] = {}
+        for transfer, transfer_options in TRANSFERS.items():
+            set_seed(args.seed)
+            model = copy.deepcopy(source)
+            replace_head(model, target_splits.id2label)
+            teacher = PixelClassifier(copy.deepcopy(source), processor) if "lwf_weight" in transfer_options else None
+            trainer, metrics = _train(
+                model,
+                processor,
+                target_splits,
+                f"{source_name}: {transfer} transfer to digits 5–9",
+                {**shared, **transfer_options},
+                teacher,
+            )
+            comparison[source_name][transfer] = {name: metrics[f"test_{name}"] for name in ("accuracy", "robust_accuracy")}
+            if (source_name, transfer) == KEPT:
+                kept = trainer, metrics
+
+    assert kept is not None
+    trainer, metrics = kept
+    trainer.save_model(args.output_dir)
+    if trainer.is_world_process_zero():
+        Path(args.output_dir, "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+        print(table(comparison, len(target_splits.test or [])))
+        print(f"The robust source's LwF model is in {args.output_dir}.")
+    trainer.save_metrics("test", metrics)
+
+
+def _train(
+    model: Any,
+    processor: Any,
+    splits: ImageSplits,
+    title: str,
+    options: dict[str, Any],
+    teacher: PixelClassifier | None = None,
+) -> tuple[RobustTrainer, dict[str, float]]:
+    args = RobustTrainingArguments(save_strategy="no", logging_strategy="no", disable_tqdm=True, **options)
+    trainer = RobustTrainer(
+        model,
+        args,
+        processing_class=processor,
+        teacher=teacher,
+        train_dataset=PixelDataset(splits.train, processor),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    test: Any = PixelDataset(splits.test or splits.validation, processor, "test")
+    metrics = trainer.evaluate(test, metric_key_prefix="test")
+    if trainer.is_world_process_zero():
+        clean, robust = (100 * metrics[f"test_{name}"] for name in ("accuracy", "robust_accuracy"))
+        print(f"{title:<60} clean {clean:5.1f} %   PGD-20 {robust:5.1f} %", flush=True)
+    return trainer, metrics
+
+
+def table(comparison: dict[str, dict[str, dict[str, float]]], samples: int) -> str:
+    """The comparison as text: clean / robust accuracy in percent, a row per source, a column per transfer."""
+    eps = COMMON["eps"]
+    lines = [
+        "",
+        f"Digits 0–4 → 5–9: clean / robust accuracy in %, linf ε = {eps}, PGD-20, {samples} test images",
+        f"{'':<16}" + "".join(f"{transfer:>18}" for transfer in TRANSFERS),
+    ]
+    for source_name, row in comparison.items():
+        cells = (f"{100 * row[each]['accuracy']:.1f} / {100 * row[each]['robust_accuracy']:.1f}" for each in TRANSFERS)
+        lines.append(f"{source_name:<16}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""Runs in processes of their own: killed and resumed, and several at once."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("train_script.py")
+CONVNEXT = {
+    "architecture": "convnext_tiny",
+    "model_args": {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "drop_path_rate": 0.3},
+}
+WRN = {"architecture": "cifar_wrn", "model_args": {"depth": 10, "width": 1}}
+
+
+def run(config, folder, launcher=(sys.executable,), options=()):
+    """Run the script to its end, however that comes, and return its exit status and output."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config["arguments"]["output_dir"] = str(folder)
+    file = folder / "run.json"
+    file.write_text(json.dumps(config))
+    done = subprocess.run([*launcher, str(SCRIPT), str(file), *options], capture_output=True, text=True, timeout=400)
+    return done.returncode, done.stdout + done.stderr
+
+
+def final(folder):
+    return torch.load(folder / "final.pt")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("objective", ["natural", pytest.param("free", marks=pytest.mark.slow)])
+def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp_path, workers, objective):
+    # 10 steps an epoch; the warm start ends with step 9. Kills fall into its midst and, in the second epoch, after it.
+    config = {
+        **CONVNEXT,
+        "samples": 80,
+        "arguments": {
+            "objective": objective,
+            "eps": "0.1",
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 8,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "save_total_limit": None,
+            "random_crop": 1,
+            "random_flip": True,
+            "lwf_weight": 1.0,
+            "warm_start_steps": 9,
+            "dataloader_num_workers": workers,
+        },
+    }
+    status, output = run(config, tmp_path / "whole")
+    assert status == 0, output
+    expected = final(tmp_path / "whole")["weights"]
+    for kill_at, last_checkpoint in ((5, 3), (16, 15)):
+        folder = tmp_path / f"killed_at_{kill_at}"
+        status, output = run({**config, "kill_at": kill_at}, folder)
+        assert status == -signal.SIGKILL, output
+        assert not (folder / "final.pt").exists()
+        status, output = run({**config, "resume_from": str(folder / f"checkpoint-{last_checkpoint}")}, folder)
+        assert status == 0, output
+        assert same(final(folder)["weights"], expected)
+
+
+@pytest.mark.parametrize(
+    ("objective", "lwf_weight"),
+    [("natural", 0.5), ("pgd", 0.0), pytest.param("trades", 0.5, marks=pytest.mark.slow)],
+)
+def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective, lwf_weight):
+    # One step inside the warm start and one after it; random crops and attacks are keyed by sample, not by process.
+    config = {
+        **WRN,
+        "samples": 32,
+        "dtype": "float64",
+        "eval_samples": 13,
+        "evaluate": True,
+        "arguments": {
+            "objective": objective,
+            "eps": "0.1",
+            "max_steps": 2,
+            "attack_steps": 3,
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "constant",
+            "random_crop": 1,
+            "lwf_weight": lwf_weight,
+            "warm_start_steps": 1,
+            "batch_norm_eval": True,
+            "per_device_eval_batch_size": 4,
+            "eval_attack_steps": 3,
+        },
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    config["arguments"]["per_device_train_batch_size"] = 16
+    status, output = run(config, one)
+    assert status == 0, output
+    config["arguments"]["per_device_train_batch_size"] = 8
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    status, output = run(config, two, launcher, ("--use_cpu",))
+    assert status == 0, output
+    one, two = final(one), final(two)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    for name, expected in one["weights"].items():
+        assert torch.allclose(two["weights"][name], expected, rtol=1e-9, atol=1e-11), name
+    for name in ("eval_accuracy", "eval_robust_accuracy", "eval_loss", "eval_robust_loss"):
+        assert two["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-6), name
+    correct = 13 * two["metrics"]["eval_accuracy"]  # a sample counted twice would make it no whole number
+    assert correct == pytest.approx(round(correct), abs=1e-9)
+    losses = [[entry["loss"] for entry in each["logs"] if "loss" in entry] for each in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -1,0 +1,410 @@
+"""The trainer: what it logs, evaluates, freezes and refuses, and that its updates are the right ones."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TIMM, TRANSFORMERS
+from transformers import TrainerCallback, set_seed
+
+from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd
+from hf_robust_transfer.modeling import classifier_layer
+from hf_robust_transfer.randomness import fold_in
+from hf_robust_transfer.transfer import blocks
+
+TRAINABLE = [kind for kind in (*TIMM, *TRANSFORMERS) if kind != "hf-swin"]
+
+
+class Pixels(torch.utils.data.Dataset):
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
+
+
+@pytest.fixture
+def trainer_on(tiny, digit_batch, tmp_path):
+    """A function (kind, **arguments) -> a trainer of a tiny model on digits; `trainer=` options go to the trainer."""
+
+    def make(kind="timm-convnext", count=24, dtype=torch.float32, trainer=None, **arguments):
+        model, processor = tiny(kind)
+        images, labels = digit_batch(32 if kind.endswith("resnet") else 8, count, dtype)
+        arguments = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", **arguments}
+        args = RobustTrainingArguments(str(tmp_path / "run"), use_cpu=True, **arguments)
+        data = Pixels(images, labels)
+        options = {"teacher": PixelClassifier(tiny(kind, seed=1)[0].to(dtype), processor)} if args.lwf_weight else {}
+        options |= {"train_dataset": data, "eval_dataset": data, **(trainer or {})}
+        return RobustTrainer(model.to(dtype), args, processing_class=processor, **options)
+
+    return make
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("objective", ["natural", "trades"])
+def test_logged_terms_add_up_to_the_logged_loss(trainer_on, objective):
+    trainer = trainer_on(
+        objective=objective, lwf_weight=0.1, max_steps=4, per_device_train_batch_size=8, gradient_accumulation_steps=2
+    )
+    trainer.train()
+    losses = logged(trainer, "loss")
+    names = {"loss_natural", "loss_lwf"} | ({"loss_trades"} if objective == "trades" else set())
+    terms = [logged(trainer, name) for name in sorted(names)]
+    assert len(losses) == 4 and all(min(term) > 0 for term in terms)
+    assert np.sum(terms, axis=0) == pytest.approx(losses, rel=1e-4)
+
+
+def test_evaluation_reports_what_the_attack_achieves_on_its_own(trainer_on):
+    trainer = trainer_on(eps="0.1", eval_attack_steps=3, per_device_eval_batch_size=10)
+    metrics = trainer.evaluate()
+    classifier = PixelClassifier(trainer.model, trainer.processing_class).eval()
+    data = trainer.eval_dataset
+    adversarial = pgd(
+        classifier, data.images, data.labels, ThreatModel("linf", 0.1), steps=3, seed=fold_in(trainer.args.seed, 2)
+    )
+    for prefix, images in (("eval_", data.images), ("eval_robust_", adversarial)):
+        logits = classifier(images).detach()
+        assert metrics[f"{prefix}accuracy"] == pytest.approx((logits.argmax(1) == data.labels).double().mean().item())
+        assert metrics[f"{prefix}loss"] == pytest.approx(F.cross_entropy(logits, data.labels).item(), rel=1e-5)
+    assert metrics["eval_robust_loss"] > metrics["eval_loss"]
+
+
+def test_bf16_training_is_judged_in_float32(trainer_on):
+    trainer = trainer_on(bf16=True, max_steps=1, eval_attack_steps=0)
+    trainer.train()
+    classifier = PixelClassifier(trainer.model, trainer.processing_class).eval()
+    with torch.no_grad():
+        low = classifier(trainer.eval_dataset.images)
+        with classifier.full_precision():
+            full = classifier(trainer.eval_dataset.images)
+    assert not torch.equal(low, full)  # training does run in bf16
+    expected = F.cross_entropy(full, trainer.eval_dataset.labels).item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_further_metrics_see_the_clean_logits(trainer_on):
+    def more(prediction):
+        assert prediction.predictions.shape == (24, 10)
+        return {"spread": float(np.ptp(prediction.predictions))}
+
+    metrics = trainer_on(trainer={"compute_metrics": more}, eval_attack_steps=1).evaluate()
+    assert metrics["eval_spread"] > 0 and "eval_robust_accuracy" in metrics
+
+
+def test_predictions_without_labels_are_clean_logits(trainer_on):
+    trainer = trainer_on()
+    images = trainer.eval_dataset.images
+    output = trainer.predict([{"pixel_values": image} for image in images])
+    assert output.predictions == pytest.approx(
+        PixelClassifier(trainer.model, trainer.processing_class)(images).detach().numpy(), abs=1e-5
+    )
+
+
+def test_evaluating_does_not_advance_the_random_state_of_training(trainer_on):
+    trainer = trainer_on(eval_attack_steps=1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    numpy_state = np.random.get_state()[1].copy()
+    trainer.evaluate()
+    assert torch.equal(torch.rand(3), expected)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_the_best_model_is_the_most_robust_one(trainer_on):
+    trainer = trainer_on(
+        objective="fast",
+        eps="0.2",
+        num_train_epochs=4,
+        per_device_train_batch_size=8,
+        learning_rate=0.3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=None,
+        load_best_model_at_end=True,
+        metric_for_best_model="robust_accuracy",
+        eval_attack_steps=2,
+    )
+    trainer.train()
+    measured = logged(trainer, "eval_robust_accuracy")
+    assert len(measured) == 4 and max(measured) > min(measured)
+    assert trainer.state.best_metric == max(measured)
+    assert trainer.evaluate()["eval_robust_accuracy"] == max(measured)
+
+
+@pytest.mark.parametrize("kind", TRAINABLE)
+@pytest.mark.parametrize("frozen", ["none", "2", "backbone"])
+def test_every_backbone_trains_with_every_way_of_freezing(trainer_on, kind, frozen):
+    warm_start_steps = 0 if frozen == "backbone" else 1
+    trainer = trainer_on(
+        kind,
+        freeze=frozen,
+        warm_start_steps=warm_start_steps,
+        max_steps=2,
+        per_device_train_batch_size=8,
+        learning_rate=0.05,
+    )
+    model = trainer.model
+    before = copy.deepcopy(model.state_dict())
+    trainer.train()
+    head_name, _ = classifier_layer(model)
+    all_blocks = blocks(model)
+    kept = {"none": 0, "2": 2, "backbone": len(all_blocks)}[frozen]
+    frozen_names = {name for block in all_blocks[:kept] for name in block.parameters}
+    for name, parameter in model.named_parameters():
+        if name in frozen_names:
+            assert torch.equal(parameter, before[name]), name
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.startswith(head_name) for name in changed)
+    if kept < len(all_blocks):  # what the warm start held back moved afterwards
+        assert changed & set(all_blocks[-1].parameters)
+    frozen_modules = {name.rpartition(".")[0] for name in frozen_names}
+    for name, buffer in model.named_buffers():
+        if name.rpartition(".")[0] in frozen_modules or frozen == "backbone":
+            assert torch.equal(buffer, before.get(name, buffer)), name
+
+
+def test_batch_norm_statistics_stay_under_lwf_and_move_without(trainer_on):
+    for lwf_weight, stays in ((0.5, True), (0.0, False)):
+        trainer = trainer_on("timm-resnet", lwf_weight=lwf_weight, max_steps=1, per_device_train_batch_size=8)
+        before = trainer.model.timm_model.bn1.running_mean.clone()
+        trainer.train()
+        assert torch.equal(trainer.model.timm_model.bn1.running_mean, before) == stays
+
+
+@pytest.mark.parametrize(("objective", "lwf_weight"), [("natural", 0.0), ("pgd", 0.0), ("natural", 0.5), ("trades", 0.5)])
+@pytest.mark.parametrize("count", [32, 27])
+def test_accumulated_small_batches_update_as_one_large_batch(trainer_on, objective, lwf_weight, count):
+    # 27 samples make a last micro-batch of 3, whose samples must weigh as much as any other.
+    weights = []
+    for batch, accumulation in ((32, 1), (8, 4)):
+        trainer = trainer_on(
+            "timm-wrn",
+            count,
+            torch.float64,
+            objective=objective,
+            lwf_weight=lwf_weight,
+            batch_norm_eval=True,
+            eps="0.1",
+            attack_steps=3,
+            max_steps=2,
+            learning_rate=0.1,
+            random_crop=1,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_the_lwf_step_descends_the_written_objective(trainer_on):
+    """One SGD step is −lr times the finite-difference gradient of CE + λ_d · mean ‖z − z₀‖₂."""
+    trainer = trainer_on(
+        "timm-wrn",
+        8,
+        torch.float64,
+        lwf_weight=0.7,
+        max_steps=1,
+        learning_rate=0.1,
+        optim_args="momentum=0.0",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+    )
+    model, data = trainer.model.eval(), trainer.train_dataset
+    name = "timm_model.stages.1.blocks.0.conv1.weight"
+    start = model.get_parameter(name).detach().clone()
+    classifier = PixelClassifier(model, trainer.processing_class)
+
+    def objective():
+        with torch.no_grad():
+            output, source = classifier.outputs(data.images), trainer.teacher.outputs(data.images)
+        distance = ((output.features - source.features) ** 2).sum(1).sqrt().mean()
+        return (F.cross_entropy(output.logits, data.labels) + 0.7 * distance).item()
+
+    numerical = []
+    places = [(output, 3, output % 3, 1) for output in range(5)]
+    for place in places:
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                model.get_parameter(name)[place] = start[place] + sign * 1e-6
+            sides.append(objective())
+        with torch.no_grad():
+            model.get_parameter(name)[place] = start[place]
+        numerical.append((sides[0] - sides[1]) / 2e-6)
+    trainer.train()
+    moved = torch.stack([(model.get_parameter(name).detach() - start)[place] for place in places])
+    assert (-moved / 0.1).tolist() == pytest.approx(numerical, rel=1e-4, abs=1e-8)
+
+
+def test_the_head_has_a_learning_rate_of_its_own(trainer_on):
+    trainer = trainer_on(learning_rate=0.01, head_learning_rate=0.5, lr_scheduler_type="constant", max_steps=1)
+    trainer.train()
+    head = set(classifier_layer(trainer.model)[1].parameters())
+    rates = {parameter: group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert {rates[parameter] for parameter in head} == {0.5}
+    assert {rate for parameter, rate in rates.items() if parameter not in head} == {0.01}
+    assert len(rates) == len(list(trainer.model.parameters()))
+
+
+def test_eps_grows_during_its_warm_up(trainer_on):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(trainer._training_threat_model().eps)
+
+    trainer = trainer_on(
+        objective="fast",
+        eps="0.2",
+        eps_warmup_steps=0.5,
+        max_steps=6,
+        per_device_train_batch_size=8,
+        trainer={"callbacks": [Watch()]},
+    )
+    trainer.train()
+    assert seen == pytest.approx([0.2 / 3, 0.4 / 3, 0.2, 0.2, 0.2, 0.2])
+
+
+def test_free_replays_each_batch_at_the_cost_of_natural_training(trainer_on):
+    seen = []
+
+    class Watch(torch.utils.data.Dataset):
+        def __init__(self, data):
+            self.data = data
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, row):
+            seen.append(row)
+            return self.data[row]
+
+    options = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    natural = trainer_on(count=32, objective="natural", **options)
+    natural.train()
+    trainer = trainer_on(count=32, objective="free", free_replays=2, eps="0.1", **options)
+    trainer.train_dataset = Watch(trainer.train_dataset)
+    trainer.train()
+    assert trainer.state.global_step == natural.state.global_step == 8
+    groups = [tuple(seen[first : first + 8]) for first in range(0, len(seen), 8)]
+    assert groups[0::2] == groups[1::2] and len(set(groups)) == 4
+    assert sorted(seen) == sorted([*range(32)] * 2)
+    assert set(trainer._carried) == {"free_perturbation_0", "free_perturbation_1"}
+
+
+def test_hyperparameter_search_finds_the_better_learning_rate(trainer_on, tiny):
+    processor = tiny("timm-convnext")[1]
+    built = []
+    base = trainer_on(
+        max_steps=6, per_device_train_batch_size=24, freeze="2", eval_strategy="steps", eval_steps=6, eval_attack_steps=1
+    )
+    trainer = RobustTrainer(
+        args=base.args,
+        model_init=lambda: built.append(tiny("timm-convnext")[0]) or built[-1],
+        processing_class=processor,
+        train_dataset=base.train_dataset,
+        eval_dataset=base.eval_dataset,
+    )
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", [1e-9, 1e-1])},
+        compute_objective=lambda metrics: metrics["eval_loss"] + 0 * metrics["eval_robust_loss"],
+        n_trials=4,
+        direction="minimize",
+        backend="optuna",
+    )
+    assert best.hyperparameters["learning_rate"] == 1e-1
+    assert not any(parameter.requires_grad for name, parameter in built[-1].named_parameters() if ".stem." in name)
+
+
+def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(trainer_on, tmp_path):
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    next(model.parameters()).fill_(math.nan)
+
+    trainer = trainer_on(
+        lwf_weight=0.1,
+        max_steps=4,
+        per_device_train_batch_size=8,
+        save_strategy="steps",
+        save_steps=1,
+        trainer={"callbacks": [Break()]},
+    )
+    with pytest.raises(FloatingPointError, match=r"step 2: loss term natural=nan, lwf=nan"):
+        trainer.train()
+    checkpoint = trainer.model.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert all(torch.isfinite(value).all() for value in checkpoint.state_dict().values())
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def test_distillation_without_a_teacher_or_with_a_wrong_one_is_refused(trainer_on, tiny):
+    with pytest.raises(ValueError, match=r"--lwf_weight 0\.5.*pass teacher="):
+        trainer_on(lwf_weight=0.5, trainer={"teacher": None})
+    with pytest.raises(ValueError, match="features have size 64, the model's 16"):
+        trainer_on(lwf_weight=0.5, trainer={"teacher": PixelClassifier(*tiny("timm-wrn"))})
+
+
+def test_normalised_pixels_and_streams_are_refused(trainer_on):
+    trainer = trainer_on(max_steps=1)
+    trainer.train_dataset.images = trainer.train_dataset.images * 4 - 2
+    with pytest.raises(ValueError, match=r"must be floating\s+and in \[0, 1\]"):
+        trainer.train()
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(ValueError, match="map-style"):
+        trainer_on(max_steps=1, trainer={"train_dataset": Stream()}).train()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"eps": "8"}, r"--eps=8 .* divide it by 255"),
+        ({"eps": "abc"}, r"--eps='abc' is not a number"),
+        ({"norm": "l7"}, r"--norm l7 is unknown: use linf or l2"),
+        ({"objective": "magic"}, r"--objective magic is unknown: use natural, .* or fast"),
+        ({"lwf_distance": "l3"}, r"--lwf_distance l3 is unknown"),
+        ({"freeze": "some"}, r"--freeze='some' must be"),
+        ({"attack_step_size": "0"}, r"--attack_step_size must be above 0"),
+        ({"eval_attack_step_size": "x"}, r"--eval_attack_step_size='x' is not a number"),
+        ({"attack_steps": 0}, r"--attack_steps 0 must be at least 1"),
+        ({"lwf_weight": -1.0}, r"--lwf_weight -1.0 must be at least 0"),
+        ({"warm_start_steps": 0.5, "freeze": "backbone"}, r"--warm_start_steps .* --freeze backbone"),
+        ({"label_smoothing_factor": 0.1}, r"--label_smoothing_factor is not supported"),
+        ({"bf16_full_eval": True}, r"--bf16_full_eval is not supported: robustness is judged in float32"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RobustTrainingArguments(str(tmp_path), **arguments)
+
+
+def test_more_frozen_blocks_than_there_are_is_refused(trainer_on):
+    with pytest.raises(ValueError, match=r"freeze=99, but this backbone has \d+ blocks"):
+        trainer_on(freeze="99")
+
+
+def test_training_is_repeatable(trainer_on):
+    weights = []
+    for _ in range(2):
+        set_seed(3)
+        trainer = trainer_on(objective="pgd", max_steps=2, per_device_train_batch_size=8, random_crop=1, random_flip=True)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

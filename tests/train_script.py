@@ -1,0 +1,97 @@
+"""A training run in a process of its own, described by a JSON file: ``python train_script.py run.json``.
+
+The weights it ends with, and what it saw on the way, are written to ``<output_dir>/final.pt``.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from transformers import TrainerCallback, set_seed
+
+from hf_robust_transfer.modeling import PixelClassifier, create_model
+from hf_robust_transfer.trainer import RobustTrainer
+from hf_robust_transfer.training_args import RobustTrainingArguments
+
+
+class KillAt(TrainerCallback):
+    """Kill this process, without any goodbye, when a step begins."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Pixels(torch.utils.data.Dataset):
+    """Digits as RGB pixels in [0, 1]."""
+
+    def __init__(self, first, count, dtype):
+        digits = load_digits()
+        images = np.repeat(digits.images[first : first + count, None] / 16, 3, axis=1)
+        self.images, self.labels = torch.tensor(images, dtype=dtype), digits.target[first : first + count]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row):
+        return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
+
+
+def build(config):
+    """The trainer that a configuration describes."""
+    set_seed(0)
+    dtype = getattr(torch, config.get("dtype", "float32"))
+    model, processor = create_model(
+        config["architecture"],
+        id2label={label: str(label) for label in range(10)},
+        model_args=config["model_args"],
+        image_size=8,
+    )
+    model = model.to(dtype)
+    arguments = {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1, **config["arguments"]}
+    args = RobustTrainingArguments(**arguments)
+    teacher = None
+    if args.lwf_weight:
+        set_seed(1)  # a teacher that differs from the student, so that the term has a gradient at once
+        source, _ = create_model(config["architecture"], id2label={0: "a"}, model_args=config["model_args"], image_size=8)
+        teacher = PixelClassifier(source.to(dtype), processor)
+    return RobustTrainer(
+        model,
+        args,
+        processing_class=processor,
+        teacher=teacher,
+        train_dataset=Pixels(0, config["samples"], dtype),
+        eval_dataset=Pixels(1000, config.get("eval_samples", 16), dtype),
+        callbacks=[KillAt(config["kill_at"])] if config.get("kill_at") is not None else None,
+    )
+
+
+def main():
+    """Train as the file says, and write down where it ended."""
+    with open(sys.argv[1]) as file:
+        config = json.load(file)
+    torch.set_num_threads(1)
+    trainer = build(config)
+    trainer.train(resume_from_checkpoint=config.get("resume_from"))
+    metrics = trainer.evaluate() if config.get("evaluate") else {}
+    if trainer.is_world_process_zero():
+        torch.save(
+            {
+                "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
+                "world_size": trainer.args.world_size,
+                "metrics": metrics,
+                "logs": trainer.state.log_history,
+            },
+            os.path.join(trainer.args.output_dir, "final.pt"),
+        )
+
+
+if __name__ == "__main__":
+    main()
