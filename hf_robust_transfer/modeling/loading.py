@@ -60,8 +60,8 @@ def load_model(
         return create_model(name_or_path, id2label=id2label, model_args=model_args, image_size=image_size)
     if model_args or image_size:
         raise ValueError(
-            f"model_args and image_size build an untrained timm architecture, but {name_or_path!r} is a checkpoint whose"
-            " architecture is settled: leave them out"
+            f"model_args and image_size build an untrained timm architecture, but {name_or_path!r} is none: leave them out"
+            " to load it as a checkpoint folder or a Hub id"
         )
     try:
         model = AutoModelForImageClassification.from_pretrained(name_or_path, **from_pretrained)

@@ -2,7 +2,6 @@
 
 import torch.nn.functional as F
 
-from ..attacks import pgd
 from .step import ObjectiveOutput, TrainingStep
 
 
@@ -17,14 +16,4 @@ def pgd_adversarial_training(step: TrainingStep) -> ObjectiveOutput:
         >>> OBJECTIVES["pgd"] is pgd_adversarial_training
         True
     """
-    adversarial = pgd(
-        step.attacked,
-        step.images,
-        step.labels,
-        step.threat_model,
-        steps=step.attack_steps,
-        step_size=step.attack_step_size,
-        seed=step.seed,
-        indices=step.indices,
-    )
-    return ObjectiveOutput({"adversarial": F.cross_entropy(step.student(adversarial), step.labels)})
+    return ObjectiveOutput({"adversarial": F.cross_entropy(step.student(step.pgd_images()), step.labels)})

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..attacks import pgd
 from ..modeling.classifier import ClassifierOutput, PixelClassifier
 from ..threat_model import ThreatModel
 
@@ -39,6 +40,24 @@ class TrainingStep:
     seed: int = 0
     carried: dict[str, Tensor] = field(default_factory=dict)
     slot: int = 0
+
+    def pgd_images(self, loss: str = "cross_entropy") -> Tensor:
+        """PGD examples against the student as it is now, (B, C, H, W), crafted with this step's options.
+
+        Args:
+            loss: what the attack maximises, as for `hf_robust_transfer.attacks.pgd`.
+        """
+        return pgd(
+            self.attacked,
+            self.images,
+            self.labels,
+            self.threat_model,
+            steps=self.attack_steps,
+            step_size=self.attack_step_size,
+            loss=loss,
+            seed=self.seed,
+            indices=self.indices,
+        )
 
 
 class ObjectiveOutput(NamedTuple):

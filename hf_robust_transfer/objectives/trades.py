@@ -2,7 +2,6 @@
 
 import torch.nn.functional as F
 
-from ..attacks import pgd
 from .step import ObjectiveOutput, TrainingStep
 
 
@@ -20,17 +19,7 @@ def trades(step: TrainingStep, *, beta: float = 6.0) -> ObjectiveOutput:
         >>> from functools import partial
         >>> objective = partial(trades, beta=3.0)
     """
-    adversarial = pgd(
-        step.attacked,
-        step.images,
-        step.labels,
-        step.threat_model,
-        steps=step.attack_steps,
-        step_size=step.attack_step_size,
-        loss="kl",
-        seed=step.seed,
-        indices=step.indices,
-    )
+    adversarial = step.pgd_images("kl")
     clean = step.student.outputs(step.images)
     divergence = F.kl_div(
         F.log_softmax(step.student(adversarial), 1),

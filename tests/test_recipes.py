@@ -1,0 +1,273 @@
+"""The recipes as a user runs them: in processes of their own, on small real data, and with every kind of bad input."""
+
+import json
+import os
+import pickle
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TINY = ("--model_name_or_path", "convnext_tiny", "--image_size", "8", "--model_args")
+TINY_ARGS = '{"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}'
+QUICK = ("--per_device_train_batch_size", "16", "--eval_attack_steps", "1", "--disable_tqdm", "true", "--use_cpu")
+
+
+def run(recipe, *arguments, cwd=None):
+    """Run a recipe to its end; its exit status, standard output and standard error."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "recipes" / recipe), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits):
+    """A folder with digits in parquet files, a training and a test split."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits.select(range(120)).to_parquet(folder / "train-00000-of-00001.parquet")
+    digits.select(range(120, 200)).to_parquet(folder / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, folder):
+    """A source trained by `pretrain.py` on digits 0–4, and what the recipe printed."""
+    output_dir = tmp_path_factory.mktemp("runs") / "source"
+    status, output, errors = run(
+        "pretrain.py",
+        *(*TINY, TINY_ARGS, "--dataset_name", folder, "--classes", *"01234", "--objective", "fast", "--eps", "0.1"),
+        *("--num_train_epochs", "2", "--output_dir", output_dir, *QUICK),
+    )
+    assert status == 0, errors
+    return output_dir, output
+
+
+def test_pretraining_leaves_a_model_its_processor_and_its_results(source):
+    output_dir, output = source
+    results = json.loads((output_dir / "all_results.json").read_text())
+    for name in ("eval_accuracy", "eval_robust_accuracy", "test_accuracy", "test_robust_accuracy", "train_loss"):
+        assert 0 <= results[name] <= 10
+    assert results["test_robust_accuracy"] <= results["test_accuracy"]
+    assert "trainable: " in output and "head" in output
+    config = json.loads((output_dir / "config.json").read_text())
+    assert config["label_names"] == list("01234")
+    assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
+
+
+@pytest.mark.parametrize("transfer", ["frozen", "lwf", "fine_tuned"])
+def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfer):
+    source_dir, _ = source
+    status, _, errors = run(
+        "finetune.py",
+        *("--model_name_or_path", source_dir, "--dataset_name", folder, "--classes", *"56789", "--transfer", transfer),
+        *(
+            "--samples_per_class",
+            "5",
+            "--num_train_epochs",
+            "3",
+            "--logging_steps",
+            "1",
+            "--output_dir",
+            tmp_path / "run",
+            *QUICK,
+        ),
+    )
+    assert status == 0, errors
+    before, after = (load_file(each / "model.safetensors") for each in (source_dir, tmp_path / "run"))
+    backbone = [name for name in before if not name.startswith("timm_model.head.fc")]
+    unchanged = all(torch.equal(before[name], after[name]) for name in backbone)
+    assert unchanged == (transfer == "frozen")
+    assert not torch.equal(before["timm_model.head.fc.weight"], after["timm_model.head.fc.weight"])
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert any("loss_lwf" in entry for entry in state["log_history"]) == (transfer == "lwf")
+
+
+def test_options_come_from_a_file_and_a_finished_run_is_not_overwritten(source, folder, tmp_path):
+    options = {
+        "model_name_or_path": str(source[0]),
+        "dataset_name": str(folder),
+        "classes": list("01234"),
+        "transfer": "frozen",
+        "eps": 0.1,
+        "max_steps": 2,
+        "eval_attack_steps": 1,
+        "output_dir": str(tmp_path / "run"),
+        "use_cpu": True,
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(options))  # JSON is YAML
+    status, _, errors = run("finetune.py", tmp_path / "run.yaml")
+    assert status == 0, errors
+    finished = (tmp_path / "run" / "all_results.json").read_bytes()
+    status, _, errors = run("finetune.py", tmp_path / "run.yaml")
+    assert status == 1 and errors.strip().splitlines()[-1].startswith("error: --output_dir ")
+    assert "holds a finished run" in errors and "--overwrite_output_dir" in errors and "Traceback" not in errors
+    assert (tmp_path / "run" / "all_results.json").read_bytes() == finished
+    (tmp_path / "run.yaml").write_text(json.dumps({**options, "overwrite_output_dir": True}))
+    status, _, errors = run("finetune.py", tmp_path / "run.yaml")
+    assert status == 0, errors
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_last_whole_checkpoint(folder, tmp_path):
+    arguments = [*TINY, TINY_ARGS, "--dataset_name", folder, "--output_dir", tmp_path, "--max_train_samples", "64", *QUICK]
+    arguments += ["--save_steps", "1", "--save_strategy", "steps", "--save_total_limit", "9"]
+    status, _, errors = run("pretrain.py", *arguments, "--max_steps", "3")
+    assert status == 0, errors
+    # As a kill leaves it: no results, and the last checkpoint half written.
+    (tmp_path / "all_results.json").unlink()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
+    status, _, errors = run("pretrain.py", *arguments, "--max_steps", "4")
+    assert status == 0, errors
+    steps = [entry["step"] for entry in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]]
+    assert json.loads((tmp_path / "all_results.json").read_text())["epoch"] == 1.0
+    assert max(steps) == 4
+    assert load_file(tmp_path / "checkpoint-3" / "model.safetensors")  # written anew, from checkpoint-2 on
+
+
+BAD_INPUT = {
+    "eps": (["--eps", "8"], "--eps=8 is larger than the whole pixel range"),
+    "norm": (["--norm", "l1"], "--norm l1 is unknown: use linf or l2"),
+    "objective": (["--objective", "best"], "--objective best is unknown: use natural, pgd, trades, free or fast"),
+    "distance": (["--lwf_distance", "l9"], "--lwf_distance l9 is unknown: use l1, l2, squared_l2 or cosine"),
+    "blocks": (["--freeze", "77"], "freeze=77, but this backbone has 6 blocks"),
+    "column": (
+        ["--label_column_name", "class"],
+        "--label_column_name class: the data set has no such column, only image, label",
+    ),
+    "class": (["--classes", "0", "zebra"], "--classes 0 zebra: use two or more different ones of 0, 1"),
+    "absent class": (["--max_train_samples", "3"], "no training image of "),
+    "data": (["--dataset_name", "no/such-data"], "the data set no/such-data cannot be loaded"),
+    "model": (
+        ["--model_name_or_path", "no/such-model", "--image_size", "0", "--model_args", "{}"],
+        "model 'no/such-model' cannot",
+    ),
+    "teacher": (["--lwf_weight", "1"], "--lwf_weight 1.0 keeps features close to a teacher's, but there is none"),
+    "model_args": (["--model_args", "{depth"], "--model_args {depth is not a JSON object"),
+    "resume": (
+        ["--resume_from_checkpoint", "nowhere"],
+        "--resume_from_checkpoint nowhere is not a complete checkpoint folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(folder, tmp_path, case, monkeypatch):
+    bad, message = BAD_INPUT[case]
+    good = [*TINY, TINY_ARGS, "--dataset_name", folder, "--output_dir", tmp_path / "run", "--max_steps", "1", *QUICK]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, [*good, *bad])])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(REPOSITORY / "recipes" / "pretrain.py"), run_name="__main__")
+    error = str(stopped.value)  # what Python prints before it exits with status 1
+    assert error.startswith("error: ") and message in error and "\n" not in error
+    assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+def test_a_damaged_image_is_named_before_training(tmp_path, digits):
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for row in range(8):
+            digits[row]["image"].save(tmp_path / "images" / label / f"{row}.png")
+    whole = (tmp_path / "images" / "dog" / "3.png").read_bytes()
+    (tmp_path / "images" / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
+    status, _, errors = run(
+        "pretrain.py", *TINY, TINY_ARGS, "--train_dir", tmp_path / "images", "--output_dir", tmp_path / "run", *QUICK
+    )
+    last = errors.strip().splitlines()[-1]
+    assert status == 1 and re.match(
+        r"error: image in row \d+ of the (train|validation) split \(.*dog/3\.png\) cannot be read", last
+    )
+    assert "Traceback" not in errors and not (tmp_path / "run").exists()
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_with_code_is_refused_without_running_it(tmp_path):
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Payload(tmp_path / "ran")}))
+    status, _, errors = run(
+        "import_checkpoint.py",
+        *("--file", tmp_path / "evil.pt", "--architecture", "cifar_resnet18", "--labels", "a", "b"),
+        *("--output_dir", tmp_path / "imported"),
+    )
+    assert status == 1 and "holds more than weights" in errors and "Traceback" not in errors
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("recipe", ["pretrain.py", "finetune.py", "import_checkpoint.py"])
+def test_help_explains_each_option(recipe):
+    status, output, _ = run(recipe, "--help")
+    assert status == 0
+    expected = {"import_checkpoint.py": "--architecture", "finetune.py": "--transfer"}.get(recipe, "--objective")
+    assert expected in output
+
+
+LOAD_WITHOUT_THE_PACKAGE = """
+import json, sys
+sys.modules["hf_robust_transfer"] = None
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1])
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+image = Image.new("RGB", (20, 20), (200, 30, 90))
+with torch.no_grad():
+    probabilities = model(**processor(image, return_tensors="pt")).logits.softmax(1)[0]
+best = pipeline("image-classification", model=sys.argv[1])(image)[0]
+assert abs(best["score"] - probabilities.max().item()) < 1e-5
+assert best["label"] == model.config.id2label[probabilities.argmax().item()]
+print(json.dumps(list(model.config.id2label.values())))
+"""
+
+
+def test_the_embedded_example_shows_that_robustness_transfers(tmp_path):
+    status, output, errors = run("finetune.py", cwd=tmp_path)
+    assert status == 0, errors
+    folder = tmp_path / "outputs" / "quickstart"
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert set(comparison) == {"robust_source", "natural_source"}
+    assert all(set(row) == {"frozen", "fine_tuned", "lwf"} for row in comparison.values())
+    robust, natural, frozen = (
+        comparison[source][transfer]
+        for source, transfer in (("robust_source", "lwf"), ("natural_source", "lwf"), ("robust_source", "frozen"))
+    )
+    assert robust["robust_accuracy"] >= natural["robust_accuracy"] + 0.15
+    assert robust["accuracy"] >= natural["accuracy"] - 0.03
+    assert robust["accuracy"] > frozen["accuracy"] and robust["robust_accuracy"] >= frozen["robust_accuracy"]
+    cell = f"{100 * robust['accuracy']:.1f} / {100 * robust['robust_accuracy']:.1f}"
+    assert cell in output and json.loads((folder / "all_results.json").read_text())["test_accuracy"] == robust["accuracy"]
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_THE_PACKAGE, str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert json.loads(loaded.stdout.splitlines()[-1]) == list("56789")
+    status, _, errors = run("finetune.py", cwd=tmp_path)
+    assert status == 1 and "holds a finished run" in errors
+
+
+def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    printed = ""
+    for block in blocks:
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    assert "{'eval_accuracy': 0." in printed and "'eval_robust_accuracy': 0." in printed and "'score': " in printed
