@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,12 +67,13 @@ class ImageSplits(NamedTuple):
         return dict(enumerate(self.labels))
 
 
-def load_image_splits(arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
+def load_image_splits(arguments: DataArguments, *, seed: int = 0, **load_options: Any) -> ImageSplits:
     """Load a data set and choose its splits and subsets.
 
     Args:
         arguments: which data, columns, classes and numbers of samples.
         seed: of the validation split and of every subset.
+        load_options: passed on to `datasets.load_dataset` (``token``, ``cache_dir``, …).
 
     Returns:
         The splits, each with the columns ``image`` and ``label``, the label a `ClassLabel`.
@@ -79,7 +81,7 @@ def load_image_splits(arguments: DataArguments, *, seed: int = 0) -> ImageSplits
     Raises:
         ValueError: nothing to load, or whatever `choose_splits` raises.
     """
-    return choose_splits(_load(arguments), arguments, seed=seed)
+    return choose_splits(_load(arguments, load_options), arguments, seed=seed)
 
 
 def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
@@ -128,7 +130,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
     return ImageSplits(train, validation, test, labels)
 
 
-def _load(arguments: DataArguments) -> DatasetDict:
+def _load(arguments: DataArguments, options: dict[str, Any]) -> DatasetDict:
     folders = {"train": arguments.train_dir, "validation": arguments.validation_dir, "test": arguments.test_dir}
     given = {split: folder for split, folder in folders.items() if folder is not None}
     for split, folder in given.items():
@@ -141,10 +143,10 @@ def _load(arguments: DataArguments) -> DatasetDict:
             return load_dataset(
                 "imagefolder", data_files={split: f"{glob.escape(folder)}/**" for split, folder in given.items()}
             )
-        loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name)
+        loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name, **options)
     except (OSError, ValueError, RuntimeError) as error:  # each a base class of what `datasets` and the Hub client raise
         raise ValueError(
-            f"the data set {arguments.dataset_name or given} cannot be loaded: {str(error).strip().splitlines()[0]}"
+            f"the data set {arguments.dataset_name or given} cannot be loaded: {str(error).strip().partition(chr(10))[0]}"
         ) from error
     return loaded
 
@@ -229,7 +231,12 @@ def to_pixels(processor: BaseImageProcessor) -> Callable[[PILImage.Image], Tenso
     if transforms is not None:  # timm
         steps = [step for step in transforms.transforms if not isinstance(step, Normalize)]
         return Compose(steps)
-    return lambda image: processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    return partial(_processed, processor)
+
+
+def _processed(processor: BaseImageProcessor, image: PILImage.Image) -> Tensor:
+    pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
+    return pixels
 
 
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -271,23 +278,42 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
             raise ValueError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
 
-    def check(self) -> None:
-        """Decode every image once, so that a damaged one is found now and not in the middle of training."""
-        for row in tqdm(range(len(self)), desc=f"checking {self.name} images", leave=False, disable=len(self) < 1000):
+    def check(self, rank: int = 0, world_size: int = 1) -> None:
+        """Decode the images once, so that a damaged one is found now and not in the middle of training.
+
+        Args:
+            rank, world_size: of several processes, each checks its share.
+        """
+        rows = range(rank, len(self), world_size)
+        for row in tqdm(rows, desc=f"checking {self.name} images", leave=False, disable=rank > 0 or len(rows) < 1000):
             self._decode(row)
 
 
 class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
-    """A map-style data set whose items know their index (``indices``), which randomness is keyed by."""
+    """A map-style data set whose items know their index (``indices``), which randomness is keyed by.
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    Args:
+        dataset: yields dictionaries, with a label in ``labels`` where it is known.
+        num_labels: how many labels the model has.
+
+    Raises:
+        ValueError: on reading an item whose label the model does not have.
+    """
+
+    def __init__(self, dataset: Any, num_labels: int) -> None:
+        self.dataset, self.num_labels = dataset, num_labels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], "indices": index}
+        item = {**self.dataset[index], "indices": index}
+        if not 0 <= int(item.get("labels", 0)) < self.num_labels:
+            raise ValueError(
+                f"sample {index} has label {int(item['labels'])}, but the model's head has {self.num_labels} labels:"
+                " load the model with load_model(…, id2label=…) to give it a head for these labels"
+            )
+        return item
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -334,7 +360,7 @@ def augment(images: Tensor, *, seed: int, indices: Tensor, crop_padding: int = 0
     """
     if not crop_padding and not flip:
         return images
-    draws = randomness.uniform(randomness.sample_keys(seed, indices), (3,), torch.float64)
+    draws = randomness.uniform(randomness.sample_keys(seed, indices), (3,))
     height, width = images.shape[2:]
     if crop_padding:
         top, left = (draws[:, :2] * (2 * crop_padding + 1)).long().unbind(1)

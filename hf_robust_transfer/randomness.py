@@ -67,12 +67,12 @@ def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], dtype: torch.dtyp
     bits = _mix(keys[:, None] + counter * _signed(_GOLDEN))
     precision = 53 if dtype == torch.float64 else 24
     integers = (bits >> (64 - precision)) & ((1 << precision) - 1)
-    return (integers.to(torch.float64) / (1 << precision)).to(dtype).reshape(len(keys), *shape)
+    return (integers.to(torch.promote_types(dtype, torch.float32)) / (1 << precision)).to(dtype).reshape(len(keys), *shape)
 
 
 def normal(keys: Tensor, shape: torch.Size | tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal draws by the Box–Muller transform; arguments and result as for `uniform`."""
-    radius, angle = uniform(keys, (2, *shape), torch.float64).unbind(1)
+    radius, angle = uniform(keys, (2, *shape), torch.promote_types(dtype, torch.float32)).unbind(1)
     return ((-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()).to(dtype)
 
 

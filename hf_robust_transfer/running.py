@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, set_seed
 
@@ -20,6 +22,10 @@ from .training_args import RobustTrainingArguments
 from .transfer import describe
 
 _FINISHED = "all_results.json"  # written last
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_RESULT = re.compile(r"\w+_results\.json|trainer_state\.json|run\.json|comparison\.json|model\.safetensors")
+# Options with which a stopped run may go on.
+_MAY_CHANGE = ("num_train_epochs", "per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit")
 
 
 @dataclass
@@ -51,31 +57,68 @@ class ModelArguments:
         """
         if self.model_name_or_path is None:
             raise ValueError("--model_name_or_path is missing: a checkpoint folder, a Hub id or a timm architecture")
-        try:
-            model_args = None if self.model_args is None else dict(json.loads(self.model_args))
-        except (ValueError, TypeError):
-            raise ValueError(f"--model_args {self.model_args} is not a JSON object like '{{\"depth\": 16}}'") from None
-        options = {"revision": self.model_revision, "cache_dir": self.cache_dir, "token": self.token}
         return load_model(
-            self.model_name_or_path, id2label=id2label, model_args=model_args, image_size=self.image_size, **options
+            self.model_name_or_path,
+            id2label=id2label,
+            model_args=parse_json_object(self.model_args, "--model_args"),
+            image_size=self.image_size,
+            revision=self.model_revision,
+            **self.hub_options,
         )
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """What every download from the Hub needs."""
+        return {"cache_dir": self.cache_dir, "token": self.token}
+
+    @property
+    def defining_options(self) -> dict[str, Any]:
+        """What tells one run's model from another's."""
+        return {name: getattr(self, name) for name in ("model_name_or_path", "model_args", "image_size", "model_revision")}
+
+
+def parse_json_object(text: str | None, flag: str) -> dict[str, Any] | None:
+    """Read an option that is a JSON object, or None.
+
+    Raises:
+        ValueError: it is no JSON object; the message names the flag.
+    """
+    if text is None:
+        return None
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError):
+        raise ValueError(f"{flag} {text} is not a JSON object like '{{\"depth\": 16}}'") from None
 
 
 def parse_arguments(types: Sequence[Any], description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Read dataclasses of options from the command line, or from the one YAML or JSON file that it names.
+    """Read dataclasses of options from the command line, where a YAML or JSON file may come first.
 
-    A bad value ends the program with a one-line error and exit status 2.
+    Flags after the file go before what it says. A bad value ends the program with a one-line error.
     """
-    parser = HfArgumentParser(types, description=description)
+    parser = HfArgumentParser(types, description=description, usage="%(prog)s [options.yaml] [--option value ...]")
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if len(argv) == 1 and argv[0].endswith((".yaml", ".yml", ".json")):
-            if not Path(argv[0]).is_file():
-                parser.error(f"{argv[0]} is not a file")
-            return tuple(parser.parse_yaml_file(argv[0]))  # JSON is YAML
+        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+            argv = [*_flags_of_file(Path(argv[0])), *argv[1:]]
         return tuple(parser.parse_args_into_dataclasses(argv))
     except ValueError as error:
         sys.exit(f"error: {error}")
+
+
+def _flags_of_file(file: Path) -> list[str]:
+    try:
+        options = yaml.safe_load(file.read_text())  # JSON is YAML
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read: {str(error).partition(chr(10))[0]}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{file} must map options to values, like `eps: 8/255`")
+    flags: list[str] = []
+    for name, value in options.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -84,49 +127,105 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except (ValueError, FloatingPointError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if Path(__file__).parent not in raised_in.parents:
+        if not {Path(__file__).parent, Path(sys.argv[0]).resolve().parent} & set(raised_in.resolve().parents):
             raise
         sys.exit(f"error: {error}")
 
 
-def claim_output_dir(args: RobustTrainingArguments, *, overwrite: bool = False) -> str | None:
-    """Make sure that a run may use its output folder, and find where to resume.
+def claim_output_dir(
+    args: RobustTrainingArguments, *, overwrite: bool = False, uses: Sequence[str | None] = ()
+) -> str | None:
+    """Make sure that a run may use its output folder, and find where to resume. Changes nothing yet.
 
     Args:
         args: the run's arguments.
-        overwrite: delete the checkpoints and results of an earlier run.
+        overwrite: `clear_output_dir` will delete the checkpoints and results of an earlier run.
+        uses: models that the run starts from, which it must not delete.
 
     Returns:
         The checkpoint to resume from: the one asked for, else the last complete one in the folder, else None.
 
     Raises:
-        ValueError: the folder holds a finished run, or ``resume_from_checkpoint`` is no complete checkpoint.
+        ValueError: the folder holds a finished run, ``resume_from_checkpoint`` is no complete checkpoint, or overwriting
+            would delete what the run needs.
     """
     output_dir = Path(args.output_dir or "")
+    asked = str(args.resume_from_checkpoint or "")
+    explicit = asked if asked.lower() not in ("", "true", "false") else None
     if overwrite:
-        with args.main_process_first(desc="clearing the output folder"):
-            if args.should_save and output_dir.is_dir():
-                for path in output_dir.iterdir():
-                    if re.fullmatch(r"checkpoint-\d+", path.name):
-                        shutil.rmtree(path)
-                    elif re.fullmatch(r"\w+_results\.json|trainer_state\.json", path.name):
-                        path.unlink()
+        for path in (*uses, explicit):
+            if path is not None and output_dir.resolve() in [Path(path).resolve(), *Path(path).resolve().parents]:
+                raise ValueError(
+                    f"--overwrite_output_dir would delete {path}, which this run needs: choose another --output_dir"
+                )
+        return explicit
     if (output_dir / _FINISHED).exists():
         raise ValueError(
             f"--output_dir {output_dir} holds a finished run: choose another folder, or start anew with"
             " --overwrite_output_dir"
         )
-    asked = args.resume_from_checkpoint
-    if asked and asked.lower() not in ("true", "false"):
-        if not (Path(asked) / "trainer_state.json").is_file():
-            raise ValueError(f"--resume_from_checkpoint {asked} is not a complete checkpoint folder")
-        return asked
-    complete = [
-        path
-        for path in output_dir.glob("checkpoint-*")
-        if re.fullmatch(r"checkpoint-\d+", path.name) and (path / "trainer_state.json").is_file()
-    ]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
+    if explicit is not None:
+        if not _is_complete(Path(explicit)):
+            raise ValueError(f"--resume_from_checkpoint {explicit} is not a complete checkpoint folder")
+        return explicit
+    if asked.lower() == "false":
+        return None
+    complete = [path for path in output_dir.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and _is_complete(path)]
+    found: list[Any] = [str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None]
+    if args.world_size > 1:
+        broadcast_object_list(found)  # all processes resume from what the first one found
+    if found[0] is not None and args.process_index == 0:
+        print(f"resuming from {found[0]}; to start anew, use --overwrite_output_dir", flush=True)
+    return None if found[0] is None else str(found[0])
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end, which the trainer's state marks."""
+    try:
+        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def clear_output_dir(args: RobustTrainingArguments) -> None:
+    """Delete the checkpoints, results and model of an earlier run in the output folder; other files stay."""
+    output_dir = Path(args.output_dir or "")
+    with args.main_process_first(desc="clearing the output folder"):
+        if args.should_save and output_dir.is_dir():
+            for path in output_dir.iterdir():
+                if _CHECKPOINT.fullmatch(path.name):
+                    shutil.rmtree(path)
+                elif _RESULT.fullmatch(path.name):
+                    path.unlink()
+
+
+def check_same_run(args: RobustTrainingArguments, options: dict[str, Any]) -> None:
+    """Note in the output folder what defines this run or, where it is noted already, make sure that it is the same.
+
+    Args:
+        args: the run's arguments; of them, all that `RobustTrainingArguments` adds to the base class count.
+        options: what else defines the run: its model and its data.
+
+    Raises:
+        ValueError: the folder has the checkpoints of another run.
+    """
+    own = [name for name in RobustTrainingArguments.__annotations__ if name not in _MAY_CHANGE]
+    options = {**options, "seed": args.seed, **{name: getattr(args, name) for name in own}}
+    options = json.loads(json.dumps(options, default=str))
+    file = Path(args.output_dir or "", "run.json")
+    with args.main_process_first(desc="checking the output folder"):
+        if file.is_file():
+            noted = json.loads(file.read_text())
+            for name in sorted(noted.keys() & options.keys()):
+                if noted[name] != options[name]:
+                    raise ValueError(
+                        f"--output_dir {file.parent} has checkpoints of a run with --{name} {noted[name]}, not"
+                        f" {options[name]}:"
+                        " choose another folder, or start anew with --overwrite_output_dir"
+                    )
+        elif args.should_save:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(options, indent=2) + "\n")
 
 
 def train_and_evaluate(
@@ -137,6 +236,8 @@ def train_and_evaluate(
     *,
     teacher: PixelClassifier | None = None,
     resume_from: str | None = None,
+    overwrite: bool = False,
+    options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a model, save it with its image processor, and evaluate it on validation and test images.
 
@@ -147,6 +248,8 @@ def train_and_evaluate(
         args: the training arguments.
         teacher: for LwF, the frozen source.
         resume_from: a checkpoint folder to go on from.
+        overwrite: first clear the output folder of an earlier run.
+        options: what defines the run besides ``args``, so that another one does not go on from its checkpoints.
 
     Returns:
         All metrics; ``all_results.json`` in the output folder holds the same and marks the run as finished.
@@ -165,7 +268,7 @@ def train_and_evaluate(
         split = getattr(splits, name)
         if split is not None:
             datasets[name] = PixelDataset(split, processor, name)
-            datasets[name].check()
+            datasets[name].check(args.process_index, args.world_size)
     trainer = RobustTrainer(
         model,
         args,
@@ -176,6 +279,9 @@ def train_and_evaluate(
     )
     if trainer.is_world_process_zero():
         print(describe(model), flush=True)
+    if overwrite:
+        clear_output_dir(args)
+    check_same_run(args, options or {})
     trained = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()

@@ -88,8 +88,8 @@ class ThreatModel:
         else:
             # A uniform direction, and a radius of U^(1/d), is uniform in the d-dimensional ball.
             direction = randomness.normal(keys, shape, images.dtype)
-            radius = randomness.uniform(~keys, (1, 1, 1), torch.float64) ** (1 / shape.numel())
-            delta = direction * (self.eps * radius.to(images.dtype) / _l2(direction))
+            radius = randomness.uniform(~keys, (1, 1, 1), images.dtype) ** (1 / shape.numel())
+            delta = direction * (self.eps * radius / _l2(direction))
         return self.project(images + delta.to(images.device), images)
 
     def step(self, gradient: Tensor, step_size: float) -> Tensor:

@@ -1,5 +1,6 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
+import random
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -7,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast, send_to_device
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Sampler
@@ -93,8 +94,7 @@ class RobustTrainer(Trainer):
         _check_teacher(args, self.model, teacher)
         if teacher is not None:
             teacher.to(args.device).eval().requires_grad_(False)
-        if args.warm_start_steps:
-            self.add_callback(HeadWarmStart(args.warm_start_steps))
+        self.add_callback(HeadWarmStart())
         self.label_names = ["labels"]
         # Have the base class count a step's samples over accumulation and processes, and leave the scaling to us.
         self.model_accepts_loss_kwargs = True
@@ -103,16 +103,22 @@ class RobustTrainer(Trainer):
     # ---- model and data ----
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
-        """Build the model of a trial, frozen as asked, with nothing carried over from another trial."""
-        self._carried.clear()
+        """Build a model, frozen as asked."""
         model: Any = super().call_model_init(trial)
         freeze(model, self.args.freeze)
         return cast(PreTrainedModel, model)
 
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)
+        if trial is not None:  # the trial's options came after the model, and were not checked yet
+            self.args.check()
+            _check_teacher(self.args, self.model, self.teacher)
+            freeze(self.model, self.args.freeze)
+
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise ValueError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
-        return super()._get_dataloader(Indexed(dataset), *args, **kwargs)
+        return super()._get_dataloader(Indexed(dataset, len(self.model.config.id2label or ())), *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if self.args.objective != "free":
@@ -124,19 +130,11 @@ class RobustTrainer(Trainer):
 
     # ---- training ----
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The base class's optimizer, with a learning rate of its own for the head if there is one."""
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        rate = self.args.head_learning_rate
-        if fresh and rate is not None:
-            head = set(classifier_layer(self.model)[1].parameters())
-            for group in list(optimizer.param_groups):
-                of_head = [parameter for parameter in group["params"] if parameter in head]
-                if of_head:
-                    group["params"] = [parameter for parameter in group["params"] if parameter not in head]
-                    optimizer.add_param_group({**group, "params": of_head, "lr": rate})
-        return optimizer
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        # Nothing of an earlier or interrupted run goes into this one.
+        self._term_sums, self._terms_logged_at, self._micro_batch = {}, 0, 0
+        self._carried.clear()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass on a micro-batch."""
@@ -152,7 +150,7 @@ class RobustTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's terms plus the LwF term, as this micro-batch's share of the mean over the whole step."""
-        eval_where_frozen(model, batch_norm=bool(self.args.batch_norm_eval))
+        eval_where_frozen(model, batch_norm=self.args.keeps_batch_norm_eval)
         step = self._step(model, inputs)
         output = OBJECTIVES[self.args.objective](step, **self.args.objective_options)
         terms = dict(output.terms)
@@ -225,13 +223,21 @@ class RobustTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate or predict, leaving the random state of training as it was."""
+        self._share_buffers()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        numpy_state = np.random.get_state()
+        python_state, numpy_state = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices):
             try:
                 return super().evaluation_loop(*args, **kwargs)
             finally:
+                random.setstate(python_state)
                 np.random.set_state(numpy_state)
+
+    def _share_buffers(self) -> None:
+        """Give every process the batch-norm statistics of the first, which are those that are saved."""
+        if self.args.world_size > 1:
+            for buffer in self.model.buffers():
+                broadcast(buffer)
 
     def prediction_step(
         self,
@@ -267,6 +273,10 @@ class RobustTrainer(Trainer):
 
     def _carried_file(self, folder: str) -> Path:
         return Path(folder) / f"carried_{self.args.process_index}.safetensors"
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._share_buffers()
+        super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -16,6 +16,14 @@ def _choose(names: Any) -> str:
     return f"{', '.join(list(names)[:-1])} or {list(names)[-1]}"
 
 
+_UNSUPPORTED = {
+    "fp16_full_eval": "robustness is judged in float32; use --fp16",
+    "bf16_full_eval": "robustness is judged in float32; use --bf16",
+    "label_smoothing_factor": "objectives define their own loss",
+    "batch_eval_metrics": "metrics are those of the whole data set",
+}
+
+
 @dataclass
 class RobustTrainingArguments(TrainingArguments):
     """`TrainingArguments` plus the threat model, the objective, freezing, warm start, LwF and the evaluation attack.
@@ -73,9 +81,8 @@ class RobustTrainingArguments(TrainingArguments):
     warm_start_steps: float = field(
         default=0, metadata={"help": "Train the head alone for so many first steps; below 1, a share of all."}
     )
-    head_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of the head, which starts from nothing; by default --learning_rate for all."},
+    warm_start_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the head during the warm start; by default --learning_rate."}
     )
     batch_norm_eval: bool | None = field(
         default=None,
@@ -97,6 +104,18 @@ class RobustTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.check()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
+        self.remove_unused_columns = False  # the sample index that randomness is keyed by is not the model's argument
+        super().__post_init__()  # type: ignore[no-untyped-call]
+
+    def check(self) -> None:
+        """Refuse options that are out of range or do not go together.
+
+        Raises:
+            ValueError: naming the option and what to do.
+        """
         for name, known in (("objective", OBJECTIVES), ("norm", NORMS), ("lwf_distance", DISTANCES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"--{name} {getattr(self, name)} is unknown: use {_choose(known)}")
@@ -122,29 +141,21 @@ class RobustTrainingArguments(TrainingArguments):
             raise ValueError(
                 "--warm_start_steps trains the head first, but --freeze backbone trains nothing else: drop one"
             )
-        for name in ("fp16_full_eval", "bf16_full_eval", "label_smoothing_factor"):
+        for name, reason in _UNSUPPORTED.items():
             if getattr(self, name):
-                raise ValueError(
-                    f"--{name} is not supported: "
-                    + (
-                        "objectives define their own loss"
-                        if "label" in name
-                        else "robustness is judged in float32; use --bf16"
-                    )
-                )
-        if self.batch_norm_eval is None:
-            self.batch_norm_eval = self.lwf_weight > 0
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = self.warm_start_steps > 0
-        if not torch.accelerator.is_available():
-            self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
-        self.remove_unused_columns = False  # the sample index that randomness is keyed by is not the model's argument
-        super().__post_init__()  # type: ignore[no-untyped-call]
+                raise ValueError(f"--{name} is not supported: {reason}")
+        if not self.eval_do_concat_batches:
+            raise ValueError("--eval_do_concat_batches false is not supported: metrics are those of the whole data set")
 
     @property
     def threat_model(self) -> ThreatModel:
         """The threat model of training and evaluation, with the full ε."""
         return ThreatModel(self.norm, parse_eps(self.eps))
+
+    @property
+    def keeps_batch_norm_eval(self) -> bool:
+        """Whether trainable batch-norm stays in eval mode: as asked, else exactly with LwF."""
+        return self.lwf_weight > 0 if self.batch_norm_eval is None else self.batch_norm_eval
 
     @property
     def objective_options(self) -> dict[str, Any]:

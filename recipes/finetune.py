@@ -7,9 +7,11 @@ With no argument it runs an embedded example on scikit-learn's digits.
 """
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+import timm
 from transformers import set_seed
 
 from hf_robust_transfer.data import DataArguments, load_image_splits
@@ -19,11 +21,13 @@ from hf_robust_transfer.training_args import RobustTrainingArguments
 from quickstart import QuickstartArguments, quickstart
 
 # What --transfer stands for; a flag given on the command line goes before.
+_WARM_START = {"learning_rate": 1e-2, "warm_start_learning_rate": 1.0, "warm_start_steps": 0.2, "batch_norm_eval": True}
 TRANSFERS: dict[str, dict[str, Any]] = {
-    "frozen": {"freeze": "backbone"},
-    "lwf": {"lwf_weight": 1.0, "warm_start_steps": 0.3, "batch_norm_eval": True},
-    "fine_tuned": {"warm_start_steps": 0.3, "batch_norm_eval": True},  # lwf but for its λ_d
+    "frozen": {"learning_rate": 1.0, "freeze": "backbone"},
+    "lwf": {**_WARM_START, "lwf_weight": 1.0},
+    "fine_tuned": _WARM_START,  # lwf but for its λ_d
 }
+_NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "lwf_weight": 0.0}
 
 
 @dataclass
@@ -34,8 +38,12 @@ class FinetuningArguments(RobustTrainingArguments):
         default="lwf",
         metadata={
             "help": "How to transfer: frozen (retrain the head alone), lwf (all of it, features kept close to the source's)"
-            " or fine_tuned (all of it, for comparison). Sets the next four options, unless they are given."
+            " or fine_tuned (all of it, for comparison). Sets --learning_rate, --freeze, --lwf_weight and the warm start,"
+            " unless they are given."
         },
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Learning rate after the warm start, for SGD: 1 for frozen, else 0.01, by default."}
     )
     freeze: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "none, backbone, or the number of first blocks to freeze."}
@@ -46,9 +54,6 @@ class FinetuningArguments(RobustTrainingArguments):
     lwf_weight: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "λ_d: weight of the distance to the source's features (LwF)."}
     )
-    head_learning_rate: float | None = field(
-        default=0.3, metadata={"help": "Learning rate of the new head; the backbone has --learning_rate."}
-    )
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "The source whose features LwF keeps; by default --model_name_or_path."}
     )
@@ -56,7 +61,13 @@ class FinetuningArguments(RobustTrainingArguments):
     def __post_init__(self) -> None:
         if self.transfer not in TRANSFERS:
             raise ValueError(f"--transfer {self.transfer} is unknown: use {', '.join(TRANSFERS)}")
-        preset = {"freeze": "none", "warm_start_steps": 0.0, "lwf_weight": 0.0, **TRANSFERS[self.transfer]}
+        preset = {**_NO_TRANSFER, **TRANSFERS[self.transfer]}
+        if self.optim != "sgd":  # its learning rates are for SGD
+            preset.pop("warm_start_learning_rate", None)
+            if self.learning_rate is None:
+                raise ValueError(
+                    f"--learning_rate is missing: there is a default for --optim sgd, but not for {self.optim}"
+                )
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -72,19 +83,36 @@ def main() -> None:
         return
     model_args, data_args, args = parse_arguments(
         [ModelArguments, DataArguments, FinetuningArguments],
-        "Transfer a robust source to your own images. Give flags, or one YAML or JSON file; with none at all an embedded"
-        " example on scikit-learn's digits runs. A run that was stopped goes on where it was when it is"
+        "Transfer a robust source to your own images. Give flags, after a YAML or JSON file of them if you like; with none"
+        " at all an embedded example on scikit-learn's digits runs. A run that was stopped goes on where it was when it is"
         " started again.",
     )
-    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir)
-    splits = load_image_splits(data_args, seed=args.seed)
+    source = args.teacher_name_or_path or model_args.model_name_or_path
+    resume_from = claim_output_dir(
+        args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path, source]
+    )
+    if not Path(source or "").is_dir() and timm.is_model(source or ""):
+        raise ValueError(
+            f"--model_name_or_path {source} is an architecture without weights: train it with recipes/pretrain.py, import a"
+            " checkpoint with recipes/import_checkpoint.py, or use a Hub id such as timm/resnet50.a1_in1k"
+        )
+    splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
     set_seed(args.seed)
     model, processor = model_args.load(splits.id2label)
     teacher = None
     if args.lwf_weight:
-        source = args.teacher_name_or_path or model_args.model_name_or_path
-        teacher = PixelClassifier(*load_model(source, cache_dir=model_args.cache_dir, token=model_args.token))
-    train_and_evaluate(model, processor, splits, args, teacher=teacher, resume_from=resume_from)
+        revision = "main" if args.teacher_name_or_path else model_args.model_revision
+        teacher = PixelClassifier(*load_model(source, revision=revision, **model_args.hub_options))
+    train_and_evaluate(
+        model,
+        processor,
+        splits,
+        args,
+        teacher=teacher,
+        resume_from=resume_from,
+        overwrite=model_args.overwrite_output_dir,
+        options={**model_args.defining_options, **asdict(data_args), "teacher_name_or_path": source},
+    )
 
 
 if __name__ == "__main__":

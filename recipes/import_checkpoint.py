@@ -4,12 +4,11 @@
         --output_dir outputs/source
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_robust_transfer.modeling import import_checkpoint
-from hf_robust_transfer.running import parse_arguments, run_recipe
+from hf_robust_transfer.running import parse_arguments, parse_json_object, run_recipe
 
 
 @dataclass
@@ -35,7 +34,7 @@ def main() -> None:
         args.file,
         architecture=args.architecture,
         id2label=dict(enumerate(args.labels)),
-        model_args=json.loads(args.model_args) if args.model_args else None,
+        model_args=parse_json_object(args.model_args, "--model_args"),
         mean=tuple(args.mean),
         std=tuple(args.std),
         image_size=args.image_size,

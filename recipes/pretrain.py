@@ -4,6 +4,8 @@
         --image_column_name img --objective pgd --eps 8/255 --output_dir outputs/source
 """
 
+from dataclasses import asdict
+
 from transformers import set_seed
 
 from hf_robust_transfer.data import DataArguments, load_image_splits
@@ -15,14 +17,22 @@ def main() -> None:
     """Parse, load, train, evaluate."""
     model_args, data_args, args = parse_arguments(
         [ModelArguments, DataArguments, RobustTrainingArguments],
-        "Train an image classifier, naturally or adversarially, to be the source of a robust transfer. Give flags, or one"
-        " YAML or JSON file. A run that was stopped goes on where it was when it is started again.",
+        "Train an image classifier, naturally or adversarially, to be the source of a robust transfer. Give flags, after a"
+        " YAML or JSON file of them if you like. A run that was stopped goes on where it was when it is started again.",
     )
-    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir)
-    splits = load_image_splits(data_args, seed=args.seed)
+    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path])
+    splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
     set_seed(args.seed)
     model, processor = model_args.load(splits.id2label)
-    train_and_evaluate(model, processor, splits, args, resume_from=resume_from)
+    train_and_evaluate(
+        model,
+        processor,
+        splits,
+        args,
+        resume_from=resume_from,
+        overwrite=model_args.overwrite_output_dir,
+        options={**model_args.defining_options, **asdict(data_args)},
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, set_seed
 
 from hf_robust_transfer.data import DataArguments, ImageSplits, PixelDataset, choose_splits
 from hf_robust_transfer.modeling import PixelClassifier, create_model, replace_head
-from hf_robust_transfer.running import claim_output_dir
+from hf_robust_transfer.running import claim_output_dir, clear_output_dir
 from hf_robust_transfer.trainer import RobustTrainer
 from hf_robust_transfer.training_args import RobustTrainingArguments
 
@@ -68,8 +68,10 @@ def quickstart(args: QuickstartArguments) -> None:
     Raises:
         ValueError: the output folder holds a finished run.
     """
-    shared = {**COMMON, "output_dir": args.output_dir, "seed": args.seed, "use_cpu": args.use_cpu}
-    claim_output_dir(RobustTrainingArguments(**shared), overwrite=args.overwrite_output_dir)
+    shared: dict[str, Any] = {**COMMON, "output_dir": args.output_dir, "seed": args.seed, "use_cpu": args.use_cpu}
+    whole = RobustTrainingArguments(**shared)
+    shared["per_device_train_batch_size"] = max(1, COMMON["per_device_train_batch_size"] // whole.world_size)
+    claim_output_dir(whole, overwrite=args.overwrite_output_dir)
     disable_progress_bars()  # of splitting data sets; what takes time here prints a line
     source_splits = digits(SOURCE_CLASSES, args.seed)
     target_splits = digits(TARGET_CLASSES, args.seed, TARGET_SAMPLES_PER_CLASS)
@@ -99,6 +101,7 @@ def quickstart(args: QuickstartArguments) -> None:
 
     assert kept is not None
     trainer, metrics = kept
+    clear_output_dir(whole)
     trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
         Path(args.output_dir, "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")

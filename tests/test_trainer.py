@@ -249,14 +249,46 @@ def test_the_lwf_step_descends_the_written_objective(trainer_on):
     assert (-moved / 0.1).tolist() == pytest.approx(numerical, rel=1e-4, abs=1e-8)
 
 
-def test_the_head_has_a_learning_rate_of_its_own(trainer_on):
-    trainer = trainer_on(learning_rate=0.01, head_learning_rate=0.5, lr_scheduler_type="constant", max_steps=1)
+def test_the_warm_start_has_a_learning_rate_of_its_own(trainer_on):
+    used = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+            used.append({group["lr"] for group in optimizer.param_groups})
+
+    trainer = trainer_on(
+        learning_rate=0.01,
+        warm_start_learning_rate=0.5,
+        warm_start_steps=0.5,
+        lr_scheduler_type="linear",
+        max_steps=4,
+        per_device_train_batch_size=8,
+        trainer={"callbacks": [Watch()]},
+    )
     trainer.train()
-    head = set(classifier_layer(trainer.model)[1].parameters())
-    rates = {parameter: group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
-    assert {rates[parameter] for parameter in head} == {0.5}
-    assert {rate for parameter, rate in rates.items() if parameter not in head} == {0.01}
-    assert len(rates) == len(list(trainer.model.parameters()))
+    assert [sorted(rates) for rates in used] == [pytest.approx([rate]) for rate in (0.5, 0.375, 0.005, 0.0025)]
+
+
+def test_training_again_after_an_interrupted_warm_start_trains_the_backbone(trainer_on):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    interrupt = Interrupt()
+    trainer = trainer_on(
+        warm_start_steps=2,
+        max_steps=3,
+        per_device_train_batch_size=8,
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        trainer={"callbacks": [interrupt]},
+    )
+    before = trainer.model.timm_model.stem[0].weight.detach().clone()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupt)
+    trainer.train()
+    assert not torch.equal(trainer.model.timm_model.stem[0].weight, before)
 
 
 def test_eps_grows_during_its_warm_up(trainer_on):
@@ -308,9 +340,7 @@ def test_free_replays_each_batch_at_the_cost_of_natural_training(trainer_on):
 def test_hyperparameter_search_finds_the_better_learning_rate(trainer_on, tiny):
     processor = tiny("timm-convnext")[1]
     built = []
-    base = trainer_on(
-        max_steps=6, per_device_train_batch_size=24, freeze="2", eval_strategy="steps", eval_steps=6, eval_attack_steps=1
-    )
+    base = trainer_on(max_steps=6, per_device_train_batch_size=24, eval_strategy="steps", eval_steps=6, eval_attack_steps=1)
     trainer = RobustTrainer(
         args=base.args,
         model_init=lambda: built.append(tiny("timm-convnext")[0]) or built[-1],
@@ -319,7 +349,10 @@ def test_hyperparameter_search_finds_the_better_learning_rate(trainer_on, tiny):
         eval_dataset=base.eval_dataset,
     )
     best = trainer.hyperparameter_search(
-        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", [1e-9, 1e-1])},
+        hp_space=lambda trial: {
+            "learning_rate": trial.suggest_categorical("learning_rate", [1e-9, 1e-1]),
+            "freeze": trial.suggest_categorical("freeze", ["2"]),
+        },
         compute_objective=lambda metrics: metrics["eval_loss"] + 0 * metrics["eval_robust_loss"],
         n_trials=4,
         direction="minimize",
@@ -356,6 +389,13 @@ def test_distillation_without_a_teacher_or_with_a_wrong_one_is_refused(trainer_o
         trainer_on(lwf_weight=0.5, trainer={"teacher": None})
     with pytest.raises(ValueError, match="features have size 64, the model's 16"):
         trainer_on(lwf_weight=0.5, trainer={"teacher": PixelClassifier(*tiny("timm-wrn"))})
+
+
+def test_labels_that_the_head_does_not_have_are_refused(trainer_on):
+    trainer = trainer_on(max_steps=1)
+    trainer.train_dataset.labels = trainer.train_dataset.labels + 1
+    with pytest.raises(ValueError, match=r"sample \d+ has label 10, but the model's head has 10 labels"):
+        trainer.train()
 
 
 def test_normalised_pixels_and_streams_are_refused(trainer_on):

@@ -30,6 +30,9 @@ def kl(logits: Tensor, labels: Tensor, clean_logits: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, 1), target, reduction="none", log_target=True).sum(1)
 
 
+# Steps do not depend on the gradient's length, but in fp16 the gradient of a confident sample would vanish without this.
+_SCALE = 1024
+
 LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl}
 
 
@@ -114,7 +117,7 @@ def pgd(
                 adversarial = threat_model.random_start(images, sample_keys(fold_in(seed, restart), indices))
             for _ in range(steps):
                 adversarial = adversarial.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(objective(adversarial).sum(), adversarial)
+                (gradient,) = torch.autograd.grad(_SCALE * objective(adversarial).sum(), adversarial)
                 ascended = adversarial.detach() + threat_model.step(gradient, step_size)
                 adversarial = threat_model.project(ascended, images)
             if restarts == 1:

@@ -107,8 +107,9 @@ class PixelClassifier(nn.Module):
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
         self._layer = [classifier_layer(model)[1]]
         mean, std = pixel_statistics(processor)
+        dtype = torch.promote_types(model.dtype, torch.float32)
         for name, value in (("mean", mean), ("std", std)):
-            tensor = torch.tensor(value, dtype=torch.float64, device=model.device).view(1, -1, 1, 1)
+            tensor = torch.tensor(value, dtype=dtype, device=model.device).view(1, -1, 1, 1)
             self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -132,11 +133,14 @@ class PixelClassifier(nn.Module):
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Run without the autocast that `accelerate` puts around a prepared model's forward, and without any other."""
+        """Run in float32: without the autocast that `accelerate` puts around a model's forward, any other, and TF32."""
         patched = self.model.__dict__.pop("forward", None)  # accelerate patches the instance, not the class
+        allow_tf32 = torch.backends.cudnn.allow_tf32
+        torch.backends.cudnn.allow_tf32 = False
         try:
             with torch.autocast(self.mean.device.type, enabled=False):
                 yield
         finally:
+            torch.backends.cudnn.allow_tf32 = allow_tf32
             if patched is not None:
                 self.model.forward = patched

@@ -42,8 +42,8 @@ def load_model(
         from_pretrained: passed on to `from_pretrained` (``revision``, ``token``, ``cache_dir``, …).
 
     Returns:
-        The model in eval mode and in the channels-last memory format, with which convolutions are fastest, and the image
-        processor.
+        The model in float32, in eval mode and in the channels-last memory format, with which convolutions are fastest, and
+        the image processor.
 
     Raises:
         ValueError: the name is nothing of these, or the folder holds no readable image classifier; or ``model_args`` or
@@ -64,12 +64,12 @@ def load_model(
             " to load it as a checkpoint folder or a Hub id"
         )
     try:
-        model = AutoModelForImageClassification.from_pretrained(name_or_path, **from_pretrained)
+        model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **from_pretrained)
         processor = AutoImageProcessor.from_pretrained(name_or_path, **from_pretrained)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"model {name_or_path!r} cannot be loaded: it is neither a folder with an image classifier, nor a timm"
-            f" architecture, nor a reachable Hub id ({str(error).strip().splitlines()[0]})"
+            f" architecture, nor a reachable Hub id ({str(error).strip().partition(chr(10))[0]})"
         ) from error
     if id2label is not None and dict(model.config.id2label) != dict(id2label):
         replace_head(model, id2label)

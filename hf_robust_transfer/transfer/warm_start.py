@@ -3,24 +3,23 @@
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling.classifier import classifier_layer
 
 
 class HeadWarmStart(TrainerCallback):
-    """Hold the backbone still for the first ``warm_start_steps`` optimizer steps (Shafahi et al., ICLR 2020, section 4).
+    """Hold the backbone still for the first ``args.warm_start_steps`` steps (Shafahi et al., ICLR 2020, section 4).
 
     The optimizer and the distributed wrapper are built while everything that will ever train requires a gradient, so both
     know the backbone; this callback then takes its parameters out of the graph until the warm start is over. Which phase
     a step belongs to follows from the step number alone, so that a run resumed in either phase goes on as it would have.
 
-    Args:
-        warm_start_steps: optimizer steps with the head alone; below 1, a share of all steps.
+    In the warm start the scheduled learning rate is scaled from ``args.learning_rate`` to
+    ``args.warm_start_learning_rate``, if there is one: a head that starts from nothing can bear more than the backbone.
     """
 
-    def __init__(self, warm_start_steps: float) -> None:
-        self.warm_start_steps = warm_start_steps
+    def __init__(self) -> None:
         self._held: list[nn.Parameter] = []
 
     def on_train_begin(
@@ -28,22 +27,39 @@ class HeadWarmStart(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
         """Note which parameters of the backbone are to train after the warm start."""
-        assert model is not None
-        _, head = classifier_layer(model)
-        of_head = set(head.parameters())
-        self._held = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter not in of_head]
+        self._release(True)  # what an interrupted run may have left
+        of_head = set(classifier_layer(kwargs["model"])[1].parameters())
+        self._held = [
+            parameter for parameter in kwargs["model"].parameters() if parameter.requires_grad and parameter not in of_head
+        ]
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Hold or release the backbone, as the number of the step tells."""
-        share = self.warm_start_steps < 1
-        steps = round(self.warm_start_steps * state.max_steps) if share else int(self.warm_start_steps)
-        self._release(state.global_step >= steps)
+    def on_step_begin(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Hold or release the backbone and set the learning rate, as the number of the step tells."""
+        share = args.warm_start_steps < 1
+        warm = state.global_step < (args.warm_start_steps * state.max_steps if share else args.warm_start_steps)
+        self._release(not warm)
+        if warm and args.warm_start_learning_rate is not None:
+            factor = args.warm_start_learning_rate / args.learning_rate
+            groups, scheduled_rates = kwargs["optimizer"].param_groups, kwargs["lr_scheduler"].get_last_lr()
+            for group, scheduled in zip(groups, scheduled_rates, strict=True):
+                group["lr"] = scheduled * factor
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
         """Leave the model with the flags it had."""
         self._release(True)
 
