@@ -342,3 +342,17 @@ def test_arguments_that_make_no_sense_are_refused(classifier, digit_batch, optio
     images, labels = digit_batch(dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
         pgd(classifier, images, labels, LINF, **options)
+
+
+def test_in_fp16_the_attack_finds_the_gradient_of_confident_samples_too():
+    torch.manual_seed(0)
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    images = torch.rand(8, 3, 4, 4)
+    labels = classifier(images).argmax(1)
+    with torch.no_grad():
+        classifier[1].weight *= 30  # probabilities within 1e-4 of 1, whose gradients are below what fp16 can hold
+    with torch.autocast("cpu", torch.float16):
+        half = pgd(classifier, images, labels, LINF, steps=1, random_start=False)
+    full = pgd(classifier, images, labels, LINF, steps=1, random_start=False)
+    agree = ((half - images).sign() == (full - images).sign()).float().mean()
+    assert agree > 0.95

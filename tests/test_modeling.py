@@ -569,3 +569,11 @@ def test_weights_of_another_architecture_or_number_of_classes_are_refused_by_nam
         import_checkpoint(tmp_path / "model.pt", architecture="test_convnext", id2label=ANIMALS)
     with pytest.raises(ValueError, match=r"2 tensors are missing.*fc\.bias, fc\.weight"):
         import_checkpoint(tmp_path / "model.pt", architecture="test_resnet", id2label={0: "left", 1: "right"})
+
+
+def test_a_checkpoint_in_half_precision_is_loaded_in_float32(tiny, tmp_path):
+    model, processor = tiny("hf-vit")
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, _ = load_model(str(tmp_path))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,16 +163,78 @@ BAD_INPUT = {
 }
 
 
+@pytest.fixture
+def error_of(monkeypatch):
+    """A function (recipe, *arguments) -> the one-line error that the recipe ends with, run in this process."""
+
+    def run_here(recipe, *arguments):
+        monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "recipes" / recipe), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        error = str(stopped.value)  # what Python prints before it exits with status 1
+        assert error.startswith("error: ") and "\n" not in error
+        return error
+
+    return run_here
+
+
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_one_line_and_leaves_nothing_behind(folder, tmp_path, case, monkeypatch):
+def test_bad_input_is_one_line_and_leaves_nothing_behind(folder, tmp_path, case, error_of):
     bad, message = BAD_INPUT[case]
     good = [*TINY, TINY_ARGS, "--dataset_name", folder, "--output_dir", tmp_path / "run", "--max_steps", "1", *QUICK]
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *map(str, [*good, *bad])])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(REPOSITORY / "recipes" / "pretrain.py"), run_name="__main__")
-    error = str(stopped.value)  # what Python prints before it exits with status 1
-    assert error.startswith("error: ") and message in error and "\n" not in error
+    assert message in error_of("pretrain.py", *good, *bad)
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eps: [", "cannot be read"),
+        ("just words", "must map options to values"),
+        ("freeze: maybe", "--freeze='maybe' must be"),
+    ],
+)
+def test_a_bad_file_of_options_is_one_line(tmp_path, error_of, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    assert message in error_of("pretrain.py", tmp_path / "run.yaml")
+
+
+def test_an_architecture_without_weights_is_no_source(folder, tmp_path, error_of):
+    error = error_of("finetune.py", "--model_name_or_path", "resnet18", "--dataset_name", folder, "--output_dir", tmp_path)
+    assert "resnet18 is an architecture without weights" in error and "recipes/pretrain.py" in error
+
+
+def test_checkpoints_of_another_run_are_not_continued(source, folder, tmp_path, error_of):
+    run_dir = tmp_path / "run"
+    shutil.copytree(source[0], run_dir)
+    (run_dir / "all_results.json").unlink()  # as if it had been stopped
+    arguments = [
+        *TINY,
+        TINY_ARGS,
+        "--dataset_name",
+        folder,
+        "--classes",
+        *"01234",
+        "--eps",
+        "0.1",
+        "--output_dir",
+        run_dir,
+        *QUICK,
+    ]
+    error = error_of("pretrain.py", *arguments, "--objective", "pgd")
+    assert "has checkpoints of a run with --objective fast, not pgd" in error and "--overwrite_output_dir" in error
+
+
+def test_overwriting_deletes_nothing_when_the_run_cannot_start(source, folder, tmp_path, error_of):
+    run_dir = tmp_path / "run"
+    shutil.copytree(source[0], run_dir)
+    before = sorted(path.name for path in run_dir.iterdir())
+    arguments = ["--output_dir", run_dir, "--overwrite_output_dir", *QUICK]
+    assert "no/such" in error_of("pretrain.py", *TINY, TINY_ARGS, "--dataset_name", "no/such", *arguments)
+    error = error_of("finetune.py", "--model_name_or_path", run_dir, "--dataset_name", folder, *arguments)
+    assert "would delete" in error and "choose another --output_dir" in error
+    assert sorted(path.name for path in run_dir.iterdir()) == before
 
 
 def test_a_damaged_image_is_named_before_training(tmp_path, digits):

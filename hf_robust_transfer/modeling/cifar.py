@@ -19,7 +19,7 @@ _CIFAR_CFG = {
     "mean": (0.0, 0.0, 0.0),
     "std": (1.0, 1.0, 1.0),
     "crop_pct": 1.0,
-    "interpolation": "bilinear",
+    "interpolation": "bicubic",
     "num_classes": 10,
 }
 
