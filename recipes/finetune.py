@@ -21,9 +21,9 @@ from hf_robust_transfer.training_args import RobustTrainingArguments
 from quickstart import QuickstartArguments, quickstart
 
 # What --transfer stands for; a flag given on the command line goes before.
-_WARM_START = {"learning_rate": 1e-2, "warm_start_learning_rate": 1.0, "warm_start_steps": 0.2, "batch_norm_eval": True}
+_WARM_START = {"learning_rate": 1e-2, "warm_start_learning_rate": 0.1, "warm_start_steps": 0.2, "batch_norm_eval": True}
 TRANSFERS: dict[str, dict[str, Any]] = {
-    "frozen": {"learning_rate": 1.0, "freeze": "backbone"},
+    "frozen": {"learning_rate": 0.1, "freeze": "backbone"},
     "lwf": {**_WARM_START, "lwf_weight": 1.0},
     "fine_tuned": _WARM_START,  # lwf but for its λ_d
 }
@@ -43,7 +43,7 @@ class FinetuningArguments(RobustTrainingArguments):
         },
     )
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Learning rate after the warm start, for SGD: 1 for frozen, else 0.01, by default."}
+        default=None, metadata={"help": "Learning rate after the warm start, for SGD: 0.1 for frozen, else 0.01, by default."}
     )
     freeze: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "none, backbone, or the number of first blocks to freeze."}

@@ -14,6 +14,7 @@ CONVNEXT = {
     "architecture": "convnext_tiny",
     "model_args": {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "drop_path_rate": 0.3},
 }
+TWO_PROCESSES = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
 WRN = {"architecture": "cifar_wrn", "model_args": {"depth": 10, "width": 1}}
 
 
@@ -102,8 +103,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
     status, output = run(config, one)
     assert status == 0, output
     config["arguments"]["per_device_train_batch_size"] = 8
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
-    status, output = run(config, two, launcher, ("--use_cpu",))
+    status, output = run(config, two, TWO_PROCESSES, ("--use_cpu",))
     assert status == 0, output
     one, two = final(one), final(two)
     assert (one["world_size"], two["world_size"]) == (1, 2)
@@ -115,3 +115,18 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
     assert correct == pytest.approx(round(correct), abs=1e-9)
     losses = [[entry["loss"] for entry in each["logs"] if "loss" in entry] for each in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_processes_evaluate_with_the_batch_norm_statistics_that_are_saved(tmp_path):
+    config = {
+        **WRN,
+        "samples": 32,
+        "evaluate": True,
+        "arguments": {"max_steps": 2, "per_device_train_batch_size": 8, "eval_attack_steps": 1, "learning_rate": 0.1},
+    }
+    status, output = run(config, tmp_path, TWO_PROCESSES, ("--use_cpu",))
+    assert status == 0, output
+    first, second = (torch.load(tmp_path / f"buffers_{rank}.pt") for rank in (0, 1))
+    assert same(first, second)
+    assert all(torch.equal(final(tmp_path)["weights"][name], buffer) for name, buffer in first.items())
+    assert first["timm_model.norm.running_mean"].abs().sum() > 0  # they did move, each process's by its own samples

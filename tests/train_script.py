@@ -81,6 +81,8 @@ def main():
     trainer = build(config)
     trainer.train(resume_from_checkpoint=config.get("resume_from"))
     metrics = trainer.evaluate() if config.get("evaluate") else {}
+    buffers = dict(trainer.model.named_buffers())
+    torch.save(buffers, os.path.join(trainer.args.output_dir, f"buffers_{trainer.args.process_index}.pt"))
     if trainer.is_world_process_zero():
         torch.save(
             {
