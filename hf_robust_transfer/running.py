@@ -153,10 +153,10 @@ def claim_output_dir(
     asked = str(args.resume_from_checkpoint or "")
     explicit = asked if asked.lower() not in ("", "true", "false") else None
     if overwrite:
-        for path in (*uses, explicit):
-            if path is not None and output_dir.resolve() in [Path(path).resolve(), *Path(path).resolve().parents]:
+        for used in (*uses, explicit):
+            if used is not None and _would_be_deleted(Path(used), output_dir):
                 raise ValueError(
-                    f"--overwrite_output_dir would delete {path}, which this run needs: choose another --output_dir"
+                    f"--overwrite_output_dir would delete {used}, which this run needs: choose another --output_dir"
                 )
         return explicit
     if (output_dir / _FINISHED).exists():
@@ -177,6 +177,12 @@ def claim_output_dir(
     if found[0] is not None and args.process_index == 0:
         print(f"resuming from {found[0]}; to start anew, use --overwrite_output_dir", flush=True)
     return None if found[0] is None else str(found[0])
+
+
+def _would_be_deleted(path: Path, output_dir: Path) -> bool:
+    path, output_dir = path.resolve(), output_dir.resolve()
+    inside = path.relative_to(output_dir).parts if path.is_relative_to(output_dir) else None
+    return inside is not None and (not inside or _CHECKPOINT.fullmatch(inside[0]) is not None)
 
 
 def _is_complete(checkpoint: Path) -> bool:

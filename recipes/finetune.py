@@ -43,7 +43,8 @@ class FinetuningArguments(RobustTrainingArguments):
         },
     )
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Learning rate after the warm start, for SGD: 0.1 for frozen, else 0.01, by default."}
+        default=None,
+        metadata={"help": "Learning rate after the warm start, for SGD: 0.1 for frozen, else 0.01, by default."},
     )
     freeze: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "none, backbone, or the number of first blocks to freeze."}
