@@ -46,6 +46,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp
         "arguments": {
             "objective": objective,
             "eps": "0.1",
+            "free_replays": 2,
             "num_train_epochs": 2,
             "per_device_train_batch_size": 8,
             "save_strategy": "steps",
