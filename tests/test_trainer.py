@@ -4,6 +4,7 @@ import copy
 import math
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
@@ -354,9 +355,10 @@ def test_hyperparameter_search_finds_the_better_learning_rate(trainer_on, tiny):
             "freeze": trial.suggest_categorical("freeze", ["2"]),
         },
         compute_objective=lambda metrics: metrics["eval_loss"] + 0 * metrics["eval_robust_loss"],
-        n_trials=4,
+        n_trials=2,
         direction="minimize",
         backend="optuna",
+        sampler=optuna.samplers.GridSampler({"learning_rate": [1e-9, 1e-1], "freeze": ["2"]}),
     )
     assert best.hyperparameters["learning_rate"] == 1e-1
     assert not any(parameter.requires_grad for name, parameter in built[-1].named_parameters() if ".stem." in name)
