@@ -84,6 +84,10 @@ class RobustTrainingArguments(TrainingArguments):
     warm_start_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the head during the warm start; by default --learning_rate."}
     )
+    unfreeze_warmup_steps: float = field(
+        default=0,
+        metadata={"help": "After the warm start, let the learning rate grow over so many steps; below 1, a share of all."},
+    )
     batch_norm_eval: bool | None = field(
         default=None,
         metadata={"help": "Keep trainable batch-norm on its running statistics; by default exactly when LwF is on."},
@@ -133,7 +137,7 @@ class RobustTrainingArguments(TrainingArguments):
         least = {"attack_steps": 1, "free_replays": 1}
         for name in (
             *("attack_steps", "free_replays", "eval_attack_steps", "eps_warmup_steps", "warm_start_steps"),
-            *("lwf_weight", "trades_beta", "random_crop"),
+            *("unfreeze_warmup_steps", "lwf_weight", "trades_beta", "random_crop"),
         ):
             if not getattr(self, name) >= least.get(name, 0):
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least {least.get(name, 0)}")

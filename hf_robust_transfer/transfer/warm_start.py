@@ -17,6 +17,8 @@ class HeadWarmStart(TrainerCallback):
 
     In the warm start the scheduled learning rate is scaled from ``args.learning_rate`` to
     ``args.warm_start_learning_rate``, if there is one: a head that starts from nothing can bear more than the backbone.
+    Over the ``args.unfreeze_warmup_steps`` steps after it the rate grows linearly from zero to the scheduled one, so that
+    the first gradients through the head do not throw the features far from where they were.
     """
 
     def __init__(self) -> None:
@@ -44,11 +46,17 @@ class HeadWarmStart(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Hold or release the backbone and set the learning rate, as the number of the step tells."""
-        share = args.warm_start_steps < 1
-        warm = state.global_step < (args.warm_start_steps * state.max_steps if share else args.warm_start_steps)
+        warm_steps, ramp_steps = (
+            steps * state.max_steps if steps < 1 else steps for steps in (args.warm_start_steps, args.unfreeze_warmup_steps)
+        )
+        warm = state.global_step < warm_steps
         self._release(not warm)
+        factor = 1.0
         if warm and args.warm_start_learning_rate is not None:
             factor = args.warm_start_learning_rate / args.learning_rate
+        elif not warm and state.global_step < warm_steps + ramp_steps:
+            factor = (state.global_step - warm_steps + 1) / (ramp_steps + 1)
+        if factor != 1:
             groups, scheduled_rates = kwargs["optimizer"].param_groups, kwargs["lr_scheduler"].get_last_lr()
             for group, scheduled in zip(groups, scheduled_rates, strict=True):
                 group["lr"] = scheduled * factor
