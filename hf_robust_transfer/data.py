@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,16 @@ class DataArguments:
         for name in ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The options that say where evaluation images come from, but for those at their defaults."""
+        subset = ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples")
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if option.name not in subset and getattr(self, option.name) != option.default
+        }
 
 
 class ImageSplits(NamedTuple):
@@ -101,11 +111,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
         splits = _choose_classes(splits, arguments.classes)
     labels: list[str] = splits["train"].features["label"].names
     for name, split in splits.items():
-        unlabelled = sum(label is None or label < 0 for label in split["label"])
-        if unlabelled:
-            raise ValueError(
-                f"{unlabelled} of {len(split)} images of the {name} split have no label: remove them, or the split"
-            )
+        _check_labelled(split, name)
         if split.features["label"].names != labels:
             raise ValueError(
                 f"the {name} split has the classes {split.features['label'].names}, the training split {labels}"
@@ -128,6 +134,55 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
             " leave the class out with --classes"
         )
     return ImageSplits(train, validation, test, labels)
+
+
+def load_evaluation_split(
+    arguments: DataArguments, *, labels: Sequence[str], split: str | None = None, seed: int = 0, **load_options: Any
+) -> tuple[Dataset, str]:
+    """Load the images to evaluate a trained model on.
+
+    Args:
+        arguments: which data, columns and classes, and ``max_eval_samples``.
+        labels: the model's, in its order. Where the data has them all by name it is reduced to these classes, in this
+            order; else it must have as many classes, which are taken to be the model's in their order.
+        split: which split; by default the test split, else the validation split, else the part of the training images
+            that `choose_splits` sets aside for validation with this seed.
+        seed: of that part, and of the choice of at most ``max_eval_samples``.
+        load_options: passed on to `datasets.load_dataset`.
+
+    Returns:
+        The images, with the columns ``image`` and ``label``, and the split's name.
+
+    Raises:
+        ValueError: no such split or column, labels that do not agree with the model's, or images without a label.
+    """
+    splits = _load(arguments, load_options)
+    if split is not None and split not in splits:
+        raise ValueError(f"--split {split}: the data set has no such split, only {', '.join(splits)}")
+    name = split or next((name for name in ("test", *_VALIDATION_NAMES) if name in splits), None)
+    if name is None:
+        name, chosen = "validation", choose_splits(splits, replace(arguments, max_eval_samples=None), seed=seed).validation
+    else:
+        chosen = _tidy(splits[name], arguments)
+    wanted = list(arguments.classes or labels)
+    names = chosen.features["label"].names
+    if set(wanted) <= set(names) and wanted != names:
+        chosen = _choose_classes(DatasetDict({name: chosen}), wanted)[name]
+    elif len(names) != len(labels):
+        raise ValueError(
+            f"the model has the {len(labels)} labels {', '.join(labels)}, but the data the {len(names)} classes"
+            f" {', '.join(names)}: choose with --classes, in the model's order"
+        )
+    _check_labelled(chosen, name)
+    return _at_most(chosen, arguments.max_eval_samples, seed), name
+
+
+def _check_labelled(split: Dataset, name: str) -> None:
+    unlabelled = sum(label is None or label < 0 for label in split["label"])
+    if unlabelled:
+        raise ValueError(
+            f"{unlabelled} of {len(split)} images of the {name} split have no label: remove them, or the split"
+        )
 
 
 def _load(arguments: DataArguments, options: dict[str, Any]) -> DatasetDict:
@@ -180,7 +235,7 @@ def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
 
 
 def _choose_classes(splits: DatasetDict, classes: Sequence[str]) -> DatasetDict:
-    known = splits["train"].features["label"].names
+    known = splits["train" if "train" in splits else next(iter(splits))].features["label"].names
     if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(known):
         raise ValueError(f"--classes {' '.join(classes)}: use two or more different ones of {', '.join(known)}")
     chosen = {}

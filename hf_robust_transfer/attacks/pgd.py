@@ -50,6 +50,7 @@ def pgd(
     targeted: bool = False,
     seed: int = 0,
     indices: Tensor | None = None,
+    judge: Classifier | None = None,
 ) -> Tensor:
     """Maximise a loss over the threat model by projected steepest ascent (Madry et al., arXiv 1706.06083).
 
@@ -70,6 +71,8 @@ def pgd(
         targeted: minimise the loss towards ``labels`` instead.
         seed: with ``indices`` and the restart, the address of the random start.
         indices: each sample's index in its data set, int64 (B,); by default its position in the batch.
+        judge: for evaluations, the classifier as success is judged, say in float32 where the attack runs in bf16. A sample
+            leaves the attack, restarts included, as soon as the judge is fooled as well; by default all take all steps.
 
     Returns:
         Adversarial images, detached, of the images' shape and dtype.
@@ -101,33 +104,55 @@ def pgd(
 
     # Callers may sit under no_grad or inference_mode; a clone made outside inference_mode can take part in autograd.
     with torch.inference_mode(False), torch.enable_grad(), untouched(classifier):
-        images, labels = images.detach().clone(), labels.clone()
-        clean_logits = torch.empty(0)
+        images, labels, indices = images.detach().clone(), labels.clone(), indices.clone()
+        clean_logits = images.new_empty(len(images), 0)
         if loss == "kl":
             with torch.no_grad():
                 clean_logits = classifier(images).to(images.dtype)
 
-        def objective(adversarial: Tensor) -> Tensor:
-            return sign * loss_function(classifier(adversarial).to(images.dtype), labels, clean_logits)
+        # `rows` are the samples still under attack; `adversarial` and whatever is made from it has one entry for each.
+        def objective(logits: Tensor, rows: Tensor) -> Tensor:
+            return sign * loss_function(logits.to(images.dtype), labels[rows], clean_logits[rows])
 
-        best, best_objective = images, None
+        def fooled(adversarial: Tensor, rows: Tensor) -> Tensor:
+            assert judge is not None
+            with torch.no_grad():
+                return (judge(adversarial).argmax(1) == labels[rows]) == targeted
+
+        best, best_objective = images.clone(), images.new_full((len(images),), -torch.inf)
+        rows = torch.arange(len(images), device=images.device)
         for restart in range(restarts):
-            adversarial = images
+            adversarial = images[rows]
             if random_start:
-                adversarial = threat_model.random_start(images, sample_keys(fold_in(seed, restart), indices))
+                keys = sample_keys(fold_in(seed, restart), indices[rows])
+                adversarial = threat_model.random_start(adversarial, keys)
             for _ in range(steps):
                 adversarial = adversarial.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(_SCALE * objective(adversarial).sum(), adversarial)
-                ascended = adversarial.detach() + threat_model.step(gradient, step_size)
-                adversarial = threat_model.project(ascended, images)
+                logits = classifier(adversarial)
+                (gradient,) = torch.autograd.grad(_SCALE * objective(logits, rows).sum(), adversarial)
+                adversarial = adversarial.detach()
+                if judge is not None:
+                    left = (logits.detach().argmax(1) == labels[rows]) == targeted
+                    if left.any():
+                        left[left.clone()] = fooled(adversarial[left], rows[left])
+                        best[rows[left]] = adversarial[left]
+                        adversarial, gradient, rows = adversarial[~left], gradient[~left], rows[~left]
+                        if not len(rows):
+                            return best
+                adversarial = threat_model.project(adversarial + threat_model.step(gradient, step_size), images[rows])
             if restarts == 1:
-                return adversarial.detach()
+                best[rows] = adversarial.detach()
+                return best
             with torch.no_grad():
-                reached = objective(adversarial)
-            if best_objective is None:
-                best, best_objective = adversarial.detach(), reached
-            else:
-                better = reached > best_objective
-                best = torch.where(better.view(-1, 1, 1, 1), adversarial.detach(), best)
-                best_objective = torch.where(better, reached, best_objective)
+                reached = objective(classifier(adversarial), rows)
+            better = reached > best_objective[rows]
+            if judge is not None:
+                left = fooled(adversarial, rows)
+                better |= left
+            best[rows[better]] = adversarial[better].detach()
+            best_objective[rows[better]] = reached[better]
+            if judge is not None:
+                rows = rows[~left]
+                if not len(rows):
+                    break
         return best

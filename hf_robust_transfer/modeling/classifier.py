@@ -112,6 +112,12 @@ class PixelClassifier(nn.Module):
             tensor = torch.tensor(value, dtype=dtype, device=model.device).view(1, -1, 1, 1)
             self.register_buffer(name, tensor, persistent=False)
 
+    @property
+    def labels(self) -> list[str]:
+        """The labels' names, in the order of the logits."""
+        id2label: dict[Any, str] = self.model.config.id2label or {}
+        return [id2label[index] for index in sorted(id2label)]
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W) in [0, 1]."""
         normalised = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
@@ -133,14 +139,23 @@ class PixelClassifier(nn.Module):
 
     @contextmanager
     def full_precision(self) -> Iterator[None]:
-        """Run in float32: without the autocast that `accelerate` puts around a model's forward, any other, and TF32."""
+        """Run in float32: as the function of that name, and without what `accelerate` puts around a model's forward."""
         patched = self.model.__dict__.pop("forward", None)  # accelerate patches the instance, not the class
-        allow_tf32 = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
         try:
-            with torch.autocast(self.mean.device.type, enabled=False):
+            with full_precision(self.mean.device):
                 yield
         finally:
-            torch.backends.cudnn.allow_tf32 = allow_tf32
             if patched is not None:
                 self.model.forward = patched
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Run what is computed on this device in float32: without autocast and without TF32."""
+    allow_tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allow_tf32

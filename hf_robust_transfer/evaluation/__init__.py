@@ -1,0 +1,23 @@
+"""Robustness evaluation: attacks by name, self-checks, a report with pictures, and `evaluate` metrics.
+
+The evaluator with the interface of `evaluate` is `hf_robust_transfer.evaluation.evaluator.RobustnessEvaluator`.
+"""
+
+from .autoattack import autoattack
+from .metrics import load_metric
+from .named_attacks import parse_attack, parse_attacks
+from .report import JSON_NAME, MARKDOWN_NAME, RobustnessReport
+from .robustness import DEFAULT_ATTACKS, evaluate_robustness, weights_sha256
+
+__all__ = [
+    "DEFAULT_ATTACKS",
+    "JSON_NAME",
+    "MARKDOWN_NAME",
+    "RobustnessReport",
+    "autoattack",
+    "evaluate_robustness",
+    "load_metric",
+    "parse_attack",
+    "parse_attacks",
+    "weights_sha256",
+]

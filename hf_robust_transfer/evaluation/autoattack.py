@@ -1,0 +1,104 @@
+"""AutoAttack as its authors wrote it (the package `pyautoattack`), on the samples of one chunk."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor
+
+from ..attacks.untouched import Classifier, untouched
+from ..threat_model import ThreatModel
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+# The DLR losses compare with the third (targeted: fourth) largest logit.
+_FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+
+
+def autoattack(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    members: Sequence[str] = STANDARD,
+    queries: int = 5000,
+    seed: int = 0,
+) -> tuple[Tensor, list[str]]:
+    """AutoAttack (Croce & Hein, arXiv 2003.01690), the standard version or some of its members.
+
+    All images are attacked as one batch, as ``AutoAttack(…, version="standard").run_standard_evaluation`` does it with
+    a batch size of at least their number; its noise depends on the position in the batch. With fewer than ten classes
+    there are as many target classes as remain. Global random state is left as it was.
+
+    Args:
+        classifier: maps [0, 1] images to logits of shape (B, classes).
+        images: clean images in pixel units, float32, (B, C, H, W).
+        labels: the true labels, int64 of shape (B,).
+        threat_model: linf or l2, over pixels in [0, 1].
+        members: which attacks, each on the samples that those before it left unfooled.
+        queries: of Square.
+        seed: of all its noise.
+
+    Returns:
+        Images of the same shape, adversarial where an attack succeeded and clean elsewhere, and remarks: members that
+        cannot run with so few classes, and AutoAttack's own warnings.
+
+    Raises:
+        ValueError: pixel bounds other than [0, 1], which AutoAttack cannot have.
+
+    Example:
+        >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+        >>> images, labels = torch.rand(2, 3, 2, 2), torch.tensor([0, 1])
+        >>> _, remarks = autoattack(classifier, images, labels, ThreatModel(), members=["apgd-t"])
+        >>> remarks
+        ['apgd-t was not run: it needs at least 4 classes, and there are 3']
+    """
+    if threat_model.bounds != (0.0, 1.0):
+        raise ValueError(f"AutoAttack knows pixels in [0, 1] only, not in {list(threat_model.bounds)}")
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.inference_mode(False), untouched(classifier), torch.random.fork_rng(devices):
+        images, labels = images.detach().clone(), labels.clone()
+        with torch.no_grad():
+            classes = classifier(images[:1]).shape[1]
+        able = [member for member in members if classes >= _FEWEST_CLASSES.get(member, 2)]
+        remarks = [
+            f"{member} was not run: it needs at least {_FEWEST_CLASSES[member]} classes, and there are {classes}"
+            for member in members
+            if member not in able
+        ]
+        if not able:
+            return images, remarks
+        norm = {"linf": "Linf", "l2": "L2"}[threat_model.norm]
+        attack = AutoAttack(
+            classifier, norm=norm, eps=threat_model.eps, seed=seed, version="standard", device=images.device
+        )
+        attack.attacks_to_run = able
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+        attack.square.n_queries = queries
+        with _warnings_of(attack.logger) as warnings:
+            adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+        return adversarial.detach(), remarks + warnings
+
+
+@contextmanager
+def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
+    """Collect a logger's warnings, each once, instead of printing them."""
+    warnings: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if message not in warnings:
+                warnings.append(message)
+
+    handler, propagate = Collect(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield warnings
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

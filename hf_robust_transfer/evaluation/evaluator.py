@@ -1,0 +1,155 @@
+"""An evaluator with the interface of `evaluate`'s own, whose images are attacked before the model sees them."""
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from datasets import Dataset
+from evaluate import EvaluationModule
+from evaluate.evaluator.base import Evaluator
+from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
+
+from ..data import PixelDataset
+from ..modeling import PixelClassifier, load_model
+from ..threat_model import ThreatModel
+from .chunks import Task, attack_in_chunks
+from .metrics import METRICS, load_metric
+from .named_attacks import parse_attacks
+
+
+class RobustnessEvaluator(Evaluator):
+    """Compute any metric on clean and adversarial predictions, as ``evaluate.evaluator(…)`` does on clean ones.
+
+    The upstream evaluator for image classification does not work with transformers 5, and knows no attack. This one
+    attacks in pixel space, at the model's resolution, and hands the metric those of ``predictions``,
+    ``adversarial_predictions`` and ``references`` that it asks for, all as class indices: this package's metrics get all
+    three, while a stock metric such as accuracy gets the clean predictions.
+
+    Args:
+        threat_model: what the adversary may do.
+        attack: one attack, as `parse_attack` reads it.
+        seed: of the attack.
+        chunk_size: images attacked at a time.
+
+    Example:
+        >>> evaluator = RobustnessEvaluator(ThreatModel("linf", "8/255"), "pgd-20")
+        >>> evaluator.compute(model_or_pipeline="outputs/quickstart", data=images)  # doctest: +SKIP
+        {'clean_accuracy': 0.937, …, 'robust_accuracy': 0.755, …, 'total_time_in_seconds': 4.1, …}
+    """
+
+    def __init__(self, threat_model: ThreatModel, attack: str = "pgd-20", *, seed: int = 0, chunk_size: int = 50) -> None:
+        (parsed,) = parse_attacks([attack], surrogate=False)
+        super().__init__("image-classification", default_metric_name="robust_accuracy")
+        self.threat_model, self.attack, self.seed, self.chunk_size = threat_model, parsed, seed, chunk_size
+
+    def compute(
+        self,
+        model_or_pipeline: str | Pipeline | PreTrainedModel | None = None,
+        data: str | Dataset | None = None,
+        subset: str | None = None,
+        split: str | None = None,
+        metric: str | EvaluationModule | None = None,
+        tokenizer: None = None,
+        feature_extractor: str | BaseImageProcessor | None = None,
+        strategy: str = "simple",
+        confidence_level: float = 0.95,
+        n_resamples: int = 9999,
+        device: int | None = None,
+        random_state: int | None = None,
+        input_column: str = "image",
+        label_column: str = "label",
+        label_mapping: Mapping[str, float] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate; the arguments are those of `evaluate.ImageClassificationEvaluator.compute`.
+
+        Args:
+            model_or_pipeline: a checkpoint folder or Hub id, a model (with ``feature_extractor``) or a pipeline.
+            data: a data set with images and labels, or the name of one.
+            subset, split: of a data set that is given by its name.
+            metric: a metric, or its name; by default this package's ``robust_accuracy``.
+            tokenizer: has no meaning for images.
+            feature_extractor: the image processor of a model that comes without.
+            strategy: ``"simple"``, or ``"bootstrap"`` for bootstrapped intervals of every value.
+            confidence_level, n_resamples, random_state: of the bootstrap.
+            device: -1 for the CPU, else the number of the GPU; by default the first GPU, if there is one.
+            input_column, label_column: the columns of images and labels.
+            label_mapping: from the model's label names to the labels in the data, by default the indices of both.
+
+        Returns:
+            The metric's values, and time: ``total_time_in_seconds``, ``samples_per_second``, ``latency_in_seconds``.
+
+        Raises:
+            ValueError: a missing column, no model or no data, or labels that the model does not have.
+        """
+        if tokenizer is not None:
+            raise ValueError("an image classifier has no tokenizer: leave it out")
+        loaded: Dataset = self.load_data(data=data, subset=subset, split=split)
+        self.check_required_columns(loaded, {"input_column": input_column, "label_column": label_column})
+        classifier, processor = self._classifier(model_or_pipeline, feature_extractor, device)
+        labels = list(loaded[label_column])
+        if label_mapping is not None:
+            index_of = {label_mapping[name]: index for index, name in enumerate(classifier.labels)}
+            if not set(labels) <= set(index_of):
+                raise ValueError(f"label_mapping does not lead to the labels {sorted(set(labels) - set(index_of))}")
+            labels = [index_of[label] for label in labels]
+        if not all(isinstance(label, int) for label in labels):
+            raise ValueError(f"label_column={label_column!r} holds other things than class indices: pass label_mapping")
+        images = loaded.select_columns([input_column]).rename_columns(
+            {input_column: "image"} if input_column != "image" else {}
+        )
+        images = images.add_column("label", labels)
+
+        task = Task(self.attack, self.threat_model)
+        began = perf_counter()
+        outcomes = attack_in_chunks(
+            classifier,
+            PixelDataset(images, processor, "evaluation"),
+            [task],
+            num_labels=len(classifier.labels),
+            chunk_size=self.chunk_size,
+            seed=self.seed,
+            progress=False,
+        )
+        time = self._compute_time_perf(began, perf_counter(), len(images))
+        module = self.prepare_metric(metric)
+        inputs = {
+            "predictions": outcomes.clean,
+            "adversarial_predictions": outcomes.tasks[task.key].predictions,
+            "references": outcomes.labels,
+        }
+        result = self.compute_metric(
+            module,
+            {name: inputs[name] for name in inputs if name in module.features},
+            strategy,
+            confidence_level,
+            n_resamples,
+            random_state,
+        )
+        return {**result, **time}
+
+    def prepare_metric(self, metric: str | EvaluationModule | None) -> EvaluationModule:
+        """The metric itself, one of this package's by its name, or another one that `evaluate` finds."""
+        metric = self.default_metric_name if metric is None else metric
+        return load_metric(metric) if metric in METRICS else super().prepare_metric(metric)
+
+    def predictions_processor(self, *args: Any, **kwargs: Any) -> Any:
+        """Not used: predictions come from the attack, as indices."""
+        raise NotImplementedError
+
+    def _classifier(self, given: Any, processor: Any, device: int | None) -> tuple[PixelClassifier, BaseImageProcessor]:
+        if given is None:
+            raise ValueError("model_or_pipeline is missing: a checkpoint folder, a Hub id, a model or a pipeline")
+        number = self._infer_device() if device is None else device
+        model, own = given, None
+        if isinstance(given, str):
+            model, own = load_model(given)
+        elif isinstance(given, Pipeline):
+            model, own = given.model, given.image_processor
+        if isinstance(processor, str):
+            processor = AutoImageProcessor.from_pretrained(processor)
+        processor = processor if processor is not None else own
+        if processor is None:
+            raise ValueError("a model comes without its image processor: pass feature_extractor, or a pipeline")
+        model = model.to(torch.device("cpu" if number < 0 else f"cuda:{number}"))
+        return PixelClassifier(model, processor), processor

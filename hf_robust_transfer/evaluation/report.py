@@ -1,0 +1,275 @@
+"""The report of an evaluation: what was measured, on what, how and with what; as JSON and as Markdown.
+
+Schema version 1 of ``robustness.json``; accuracies are shares in [0, 1], lengths in [0, 1] pixel units:
+
+- ``schema_version``: 1.
+- ``model``: ``name``, ``weights_sha256`` (over names, types, shapes and values of all parameters and buffers),
+  ``input_shape`` (C, H, W): the resolution at which ε applies, after resizing.
+- ``data``: ``name``, ``split``, ``samples`` and ``pixels_sha256``, over all images at the model's resolution.
+- ``threat_model``: ``norm``, ``eps``, ``bounds``.
+- ``settings``: ``seed``, ``precision`` (attacks are crafted in it; success is judged in float32), ``chunk_size``,
+  ``cascade``.
+- ``clean``: an accuracy, that is ``value``, ``lower`` and ``upper`` (95 % Wilson interval) and ``correct`` samples.
+- ``attacks``: for each its ``name``, ``kind``, ``options``, ``remarks`` and, but for a cascade, the robust ``accuracy``
+  under this attack alone and the ``success_rate`` on the samples that are classified correctly, with their intervals.
+- ``worst_case``: the robust accuracy over all attacks, sample by sample.
+- ``per_class``: for each label its ``samples``, ``clean`` and ``worst_case`` accuracy and, but for a cascade,
+  ``attacks``, the robust accuracy by attack.
+- ``self_checks``: for each its ``name``, ``passed``, ``figure`` and ``detail``.
+- ``curve``: PGD-20 against ε: for each ``eps`` the accuracy and ``samples``.
+- ``predictions``: ``labels``, ``clean`` and by the attack's name the predicted class of each sample.
+- ``versions``, ``hardware``, and ``timing``: ``created`` (UTC), ``seconds`` of the whole and by attack (summed over
+  processes), ``processes``. Only ``timing`` differs between an evaluation and its repetition.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .self_checks import SelfCheck
+
+SCHEMA_VERSION = 1
+JSON_NAME, MARKDOWN_NAME = "robustness.json", "robustness.md"
+_UPPER_BOUNDS = "AutoAttack was not among the attacks: take the robust accuracies as upper bounds."
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of samples with its 95 % Wilson interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.lower:.1%} – {self.upper:.1%})"
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attack: how it was run, and (but for a cascade) what the model withstood of it alone."""
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+    remarks: list[str]
+    accuracy: Accuracy | None = None
+    success_rate: Accuracy | None = None
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The accuracies on the samples of one label."""
+
+    label: str
+    samples: int
+    clean: Accuracy
+    worst_case: Accuracy
+    attacks: dict[str, Accuracy]
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """The accuracy under PGD-20 at one ε."""
+
+    eps: float
+    samples: int
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """All that `evaluate_robustness` measured; the module's docstring says what each field holds.
+
+    Example:
+        >>> report = RobustnessReport.load("outputs/mine")  # doctest: +SKIP
+        >>> print(report.worst_case)  # doctest: +SKIP
+        26.1% (21.9% – 30.8%)
+    """
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    threat_model: dict[str, Any]
+    settings: dict[str, Any]
+    clean: Accuracy
+    attacks: list[AttackResult]
+    worst_case: Accuracy
+    per_class: list[ClassResult]
+    self_checks: list[SelfCheck]
+    curve: list[CurvePoint]
+    predictions: dict[str, Any]
+    versions: dict[str, str]
+    hardware: str
+    timing: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def warnings(self) -> list[str]:
+        """The self-checks that failed, in words."""
+        return [f"{check.name}: {check.detail}" for check in self.self_checks if not check.passed]
+
+    @property
+    def title(self) -> str:
+        """The threat model in words, like ``linf ε = 8/255``."""
+        return f"{self.threat_model['norm']} ε = {eps_text(self.threat_model['eps'])}"
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``robustness.md`` and, when all else is done, ``robustness.json``.
+
+        Args:
+            folder: is made where it does not exist.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / MARKDOWN_NAME, self.markdown())
+        _replace(folder / JSON_NAME, _compact(asdict(self)) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RobustnessReport":
+        """Read ``robustness.json`` of a folder.
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it has another schema version.
+        """
+        file = Path(folder, JSON_NAME)
+        try:
+            read = json.loads(file.read_text())
+            if read["schema_version"] != SCHEMA_VERSION:
+                raise ValueError(f"{file} has schema version {read['schema_version']}, this package reads {SCHEMA_VERSION}")
+            return cls(
+                **{
+                    **read,
+                    "clean": Accuracy(**read["clean"]),
+                    "worst_case": Accuracy(**read["worst_case"]),
+                    "attacks": [_read(AttackResult, each, "accuracy", "success_rate") for each in read["attacks"]],
+                    "per_class": [
+                        ClassResult(
+                            **{
+                                **each,
+                                "clean": Accuracy(**each["clean"]),
+                                "worst_case": Accuracy(**each["worst_case"]),
+                                "attacks": {name: Accuracy(**value) for name, value in each["attacks"].items()},
+                            }
+                        )
+                        for each in read["per_class"]
+                    ],
+                    "self_checks": [SelfCheck(**each) for each in read["self_checks"]],
+                    "curve": [_read(CurvePoint, each, "accuracy") for each in read["curve"]],
+                }
+            )
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no robustness report: {error}") from None
+
+    def summary(self) -> str:
+        """The accuracies and the self-checks in a few lines, for a terminal."""
+        rows = [("clean", self.clean)]
+        rows += [(attack.name, attack.accuracy) for attack in self.attacks if attack.accuracy is not None]
+        rows.append(("worst case", self.worst_case))
+        width = max(len(name) for name, _ in rows) + 2
+        lines = [f"Accuracy on {self.data['samples']} images, {self.title} at {self._resolution}, with 95 % intervals"]
+        lines += [f"  {name:<{width}}{accuracy}" for name, accuracy in rows]
+        if self.self_checks:
+            lines.append(f"{len(self.self_checks) - len(self.warnings)} of {len(self.self_checks)} self-checks passed")
+        lines += [f"WARNING {warning}" for warning in self.warnings]
+        lines += [f"{attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
+        if not self._strong:
+            lines.append(_UPPER_BOUNDS)
+        return "\n".join(lines)
+
+    @property
+    def _resolution(self) -> str:
+        return "×".join(map(str, self.model["input_shape"]))
+
+    @property
+    def _strong(self) -> bool:
+        return any(attack.kind == "autoattack" for attack in self.attacks)
+
+    def markdown(self) -> str:
+        """The report for people: the figures, the warnings, how they were measured."""
+        settings, seconds = self.settings, self.timing["seconds"]
+        lines = [
+            f"# Robustness of {self.model['name']}",
+            "",
+            f"{self.data['samples']} images of {self.data['name']} ({self.data['split']} split), {self.title} on pixels in"
+            f" [0, 1], applied after resizing, at the model's resolution of"
+            f" {self._resolution}. 95 % Wilson intervals in brackets.",
+            "",
+            "| attack | accuracy | fooled, of the correctly classified | seconds |",
+            "|---|---|---|---|",
+            f"| none (clean) | {self.clean} | | |",
+        ]
+        for attack in self.attacks:
+            accuracy, success = (attack.accuracy or "in the cascade", attack.success_rate or "")
+            lines.append(f"| {attack.name} | {accuracy} | {success} | {seconds['attacks'][attack.name]:.0f} |")
+        lines += [f"| **worst case, sample by sample** | **{self.worst_case}** | | {seconds['total']:.0f} |", ""]
+        if not self._strong:
+            lines += [_UPPER_BOUNDS, ""]
+        lines += [f"- {attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
+        lines += ["", "## Self-checks", ""]
+        if not self.self_checks:
+            lines.append("None were run.")
+        elif self.warnings:
+            lines += ["**Warning: these figures may overstate robustness.**", ""]
+        for check in self.self_checks:
+            lines.append(f"- {'passed' if check.passed else '**warning**'}, {check.name}: {check.detail}")
+        lines += ["", "## By class", ""]
+        names = [attack.name for attack in self.attacks if attack.accuracy is not None]
+        lines.append("| class | images | clean | " + "".join(f"{name} | " for name in names) + "worst case |")
+        lines.append("|---" * (4 + len(names)) + "|")
+        for row in self.per_class:
+            cells = [row.clean, *(row.attacks[name] for name in names), row.worst_case]
+            lines.append(f"| {row.label} | {row.samples} | " + " | ".join(f"{cell.value:.1%}" for cell in cells) + " |")
+        if self.curve:
+            lines += ["", "## Against ε (PGD-20)", "", "| ε | accuracy | images |", "|---|---|---|"]
+            lines += [f"| {eps_text(point.eps)} | {point.accuracy} | {point.samples} |" for point in self.curve]
+        lines += [
+            "",
+            "## How it was measured",
+            "",
+            f"Attacks were crafted in {settings['precision']}; an image counts as fooled when it is misclassified in"
+            f" float32 and lies in the threat model. Seed {settings['seed']}, chunks of {settings['chunk_size']} images"
+            + (", as a cascade: an image that one attack fooled is not shown to the next." if settings["cascade"] else "."),
+            "",
+            *(f"- {attack.name}: {attack.kind} {json.dumps(attack.options)}" for attack in self.attacks),
+            "",
+            f"Weights (sha256): `{self.model['weights_sha256']}`; images at the model's resolution (sha256):"
+            f" `{self.data['pixels_sha256']}`. {self.timing['created']}, {self.hardware}, {self.timing['processes']}"
+            f" process(es); {', '.join(f'{name} {version}' for name, version in self.versions.items())}.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def eps_text(eps: float) -> str:
+    """A radius as people write it: in 255ths where it is a whole number of them, or below two of quarters; else decimal.
+
+    Example:
+        >>> eps_text(8 / 255), eps_text(0.5)
+        ('8/255', '0.5')
+    """
+    parts = eps * 255 * (4 if eps * 255 < 2 else 1)
+    if 0 < eps <= 64 / 255 and abs(parts - round(parts)) < 1e-6:
+        return f"{eps * 255:.4g}/255"
+    return f"{eps:.4g}"
+
+
+def _read(kind: type[Any], values: dict[str, Any], *accuracies: str) -> Any:
+    read = {name: Accuracy(**values[name]) for name in accuracies if values[name] is not None}
+    return kind(**{**values, **read})
+
+
+def _compact(report: dict[str, Any]) -> str:
+    """Indented JSON, but for the long lists of predictions, which take a line each."""
+    predictions = report.pop("predictions")
+    lines = ",\n    ".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in predictions.items())
+    text = json.dumps({**report, "predictions": None}, indent=2)
+    return text.replace('"predictions": null', f'"predictions": {{\n    {lines}\n  }}')
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
