@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .attacks.fgsm import fgsm
     from .attacks.pgd import pgd
     from .data import DataArguments, ImageSplits, PixelDataset, load_image_splits
+    from .evaluation import RobustnessReport, evaluate_robustness, load_metric
+    from .evaluation.evaluator import RobustnessEvaluator
     from .modeling import PixelClassifier, create_model, import_checkpoint, load_model, replace_head
     from .threat_model import ThreatModel
     from .trainer import RobustTrainer
@@ -21,6 +23,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "attacks": ("fgsm", "pgd"),
     "data": ("DataArguments", "ImageSplits", "PixelDataset", "load_image_splits"),
+    "evaluation": ("RobustnessReport", "evaluate_robustness", "load_metric"),
+    "evaluation.evaluator": ("RobustnessEvaluator",),
     "modeling": ("PixelClassifier", "create_model", "import_checkpoint", "load_model", "replace_head"),
     "threat_model": ("ThreatModel",),
     "trainer": ("RobustTrainer",),
@@ -36,15 +40,19 @@ __all__ = [
     "PixelDataset",
     "RobustTrainer",
     "RobustTrainingArguments",
+    "RobustnessEvaluator",
+    "RobustnessReport",
     "ThreatModel",
     "blocks",
     "create_model",
     "describe",
+    "evaluate_robustness",
     "feature_distance",
     "fgsm",
     "freeze",
     "import_checkpoint",
     "load_image_splits",
+    "load_metric",
     "load_model",
     "pgd",
     "replace_head",

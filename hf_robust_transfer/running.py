@@ -6,7 +6,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,15 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, set_seed
 
-from .data import ImageSplits, PixelDataset
+from .data import DataArguments, ImageSplits, PixelDataset
 from .modeling import PixelClassifier, load_model
 from .trainer import RobustTrainer
 from .training_args import RobustTrainingArguments
 from .transfer import describe
+
+# Python puts a script's folder at the head of the path, where recipes/evaluate.py would hide the library of that name.
+if sys.path[0] == str(Path(sys.argv[0]).resolve().parent):
+    sys.path.append(sys.path.pop(0))
 
 _FINISHED = "all_results.json"  # written last
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -29,8 +33,27 @@ _MAY_CHANGE = ("num_train_epochs", "per_device_eval_batch_size", "logging_steps"
 
 
 @dataclass
-class ModelArguments:
-    """Which model to start from, and what to do about an output folder that is in use."""
+class CheckpointArguments:
+    """Which trained model to use, and what to do about an output folder that is in use."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or a Hub id."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start anew in --output_dir, deleting the checkpoints and results of an earlier run."},
+    )
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """What every download from the Hub needs."""
+        return {"cache_dir": self.cache_dir, "token": self.token}
+
+
+@dataclass
+class ModelArguments(CheckpointArguments):
+    """Which model to start from, trained or not."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A checkpoint folder, a Hub id, or a timm architecture's name (untrained)."}
@@ -40,13 +63,6 @@ class ModelArguments:
     )
     image_size: int | None = field(
         default=None, metadata={"help": "Side of a timm architecture's input in pixels; by default its own."}
-    )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Start anew in --output_dir, deleting the checkpoints and results of an earlier run."},
     )
 
     def load(self, id2label: dict[int, str] | None) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -65,11 +81,6 @@ class ModelArguments:
             revision=self.model_revision,
             **self.hub_options,
         )
-
-    @property
-    def hub_options(self) -> dict[str, Any]:
-        """What every download from the Hub needs."""
-        return {"cache_dir": self.cache_dir, "token": self.token}
 
     @property
     def defining_options(self) -> dict[str, Any]:
@@ -243,6 +254,7 @@ def train_and_evaluate(
     teacher: PixelClassifier | None = None,
     resume_from: str | None = None,
     overwrite: bool = False,
+    data: DataArguments | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a model, save it with its image processor, and evaluate it on validation and test images.
@@ -255,7 +267,8 @@ def train_and_evaluate(
         teacher: for LwF, the frozen source.
         resume_from: a checkpoint folder to go on from.
         overwrite: first clear the output folder of an earlier run.
-        options: what defines the run besides ``args``, so that another one does not go on from its checkpoints.
+        data: where the splits came from; noted in the model's configuration, for later evaluations.
+        options: what defines the run besides ``args`` and ``data``, so that another does not go on from its checkpoints.
 
     Returns:
         All metrics; ``all_results.json`` in the output folder holds the same and marks the run as finished.
@@ -283,11 +296,13 @@ def train_and_evaluate(
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
     )
+    if data is not None:
+        model.config.robust_training["data"] = data.source
     if trainer.is_world_process_zero():
         print(describe(model), flush=True)
     if overwrite:
         clear_output_dir(args)
-    check_same_run(args, options or {})
+    check_same_run(args, {**(options or {}), **({} if data is None else asdict(data))})
     trained = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model()
     trainer.save_state()

@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from .attacks import pgd
 from .data import Indexed, augment, collate
+from .evaluation.metrics import compute_metric
 from .modeling.classifier import PixelClassifier, classifier_layer
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
@@ -77,7 +78,7 @@ class RobustTrainer(Trainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func has no place here: choose an objective, or add one in objectives/")
         if model is not None:
-            freeze(model, args.freeze)
+            _prepare(model, args)
         self.teacher = teacher
         self._carried: dict[str, Tensor] = {}
         self._term_sums: dict[str, Tensor] = {}
@@ -105,7 +106,7 @@ class RobustTrainer(Trainer):
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """Build a model, frozen as asked."""
         model: Any = super().call_model_init(trial)
-        freeze(model, self.args.freeze)
+        _prepare(model, self.args)
         return cast(PreTrainedModel, model)
 
     def _hp_search_setup(self, trial: Any) -> None:
@@ -113,7 +114,7 @@ class RobustTrainer(Trainer):
         if trial is not None:  # the trial's options came after the model, and were not checked yet
             self.args.check()
             _check_teacher(self.args, self.model, self.teacher)
-            freeze(self.model, self.args.freeze)
+            _prepare(self.model, self.args)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
@@ -289,8 +290,16 @@ class RobustTrainer(Trainer):
             self._carried = send_to_device(load_file(self._carried_file(checkpoint)), self.args.device)
 
 
+def _prepare(model: PreTrainedModel, args: RobustTrainingArguments) -> None:
+    """Freeze what is to be frozen, and note in the model's configuration what later evaluations go by."""
+    freeze(model, args.freeze)
+    model.config.robust_training = {"norm": args.norm, "eps": str(args.eps), "seed": args.seed}
+
+
 def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str, float]:
     """Accuracy and cross-entropy on clean and, where there are any, adversarial images.
+
+    A sample that is misclassified as it is does not count as robust, whatever the attack made of it.
 
     Args:
         prediction: ``predictions`` is the clean logits (N, classes), or a pair of them and the adversarial ones.
@@ -300,13 +309,16 @@ def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str
         ``accuracy`` and ``loss``, and with adversarial logits ``robust_accuracy`` and ``robust_loss``.
     """
     predictions = prediction.predictions
-    pairs = zip(("", "robust_"), predictions if isinstance(predictions, tuple) else (predictions,), strict=False)
+    logits = [torch.as_tensor(each) for each in (predictions if isinstance(predictions, tuple) else (predictions,))]
     labels = torch.as_tensor(prediction.label_ids)
+    classes = [each.argmax(1).numpy() for each in logits]
+    computed = compute_metric(
+        "robust_accuracy", predictions=classes[0], adversarial_predictions=classes[-1], references=labels.numpy()
+    )
     metrics: dict[str, float] = {}
-    for prefix, values in pairs:
-        logits = torch.as_tensor(values)
-        metrics[f"{prefix}accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-        metrics[f"{prefix}loss"] = F.cross_entropy(logits.double(), labels).item()
+    for prefix, key, values in zip(("", "robust_"), ("clean_accuracy", "robust_accuracy"), logits, strict=False):
+        metrics[f"{prefix}accuracy"] = computed[key]
+        metrics[f"{prefix}loss"] = F.cross_entropy(values.double(), labels).item()
     if more is not None:
         clean = predictions[0] if isinstance(predictions, tuple) else predictions
         metrics |= more(EvalPrediction(predictions=clean, label_ids=prediction.label_ids))

@@ -7,7 +7,7 @@ With no argument it runs an embedded example on scikit-learn's digits.
 """
 
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def main() -> None:
         teacher=teacher,
         resume_from=resume_from,
         overwrite=model_args.overwrite_output_dir,
-        options={**model_args.defining_options, **asdict(data_args), "teacher_name_or_path": source},
+        data=data_args,
+        options={**model_args.defining_options, "teacher_name_or_path": source},
     )
 
 

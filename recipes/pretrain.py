@@ -4,8 +4,6 @@
         --image_column_name img --objective pgd --eps 8/255 --output_dir outputs/source
 """
 
-from dataclasses import asdict
-
 from transformers import set_seed
 
 from hf_robust_transfer.data import DataArguments, load_image_splits
@@ -31,7 +29,8 @@ def main() -> None:
         args,
         resume_from=resume_from,
         overwrite=model_args.overwrite_output_dir,
-        options={**model_args.defining_options, **asdict(data_args)},
+        data=data_args,
+        options=model_args.defining_options,
     )
 
 

@@ -102,8 +102,12 @@ def quickstart(args: QuickstartArguments) -> None:
     assert kept is not None
     trainer, metrics = kept
     clear_output_dir(whole)
+    images_dir = Path(args.output_dir, "test_images")
+    trainer.model.config.robust_training["data"] = {"dataset_name": str(images_dir)}
     trainer.save_model(args.output_dir)
     if trainer.is_world_process_zero():
+        images_dir.mkdir(exist_ok=True)
+        (target_splits.test or target_splits.validation).to_parquet(images_dir / "test-00000-of-00001.parquet")
         Path(args.output_dir, "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
         print(table(comparison, len(target_splits.test or [])))
         print(f"The robust source's LwF model is in {args.output_dir}.")

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
 
+import runpy
+import sys
 from pathlib import Path
 
 import datasets
@@ -75,6 +77,7 @@ TRANSFORMERS = {
         lambda: ViTImageProcessor(size={"height": 8, "width": 8}),
     ),
 }
+REPOSITORY = Path(__file__).resolve().parents[1]
 DIGITS = {index: str(index) for index in range(10)}
 
 
@@ -131,10 +134,26 @@ def kind(request):
 @pytest.fixture(scope="session")
 def shared():
     """The folder with larger data and models beside the repository; tests that need it are skipped where it is absent."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
+    folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"the larger data and models are not at {folder}")
     return folder
+
+
+@pytest.fixture
+def error_of(monkeypatch):
+    """A function (recipe, *arguments) -> the one-line error that the recipe ends with, run in this process."""
+
+    def run_here(recipe, *arguments):
+        monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
+        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "recipes" / recipe), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        error = str(stopped.value)  # what Python prints before it exits with status 1
+        assert error.startswith("error: ") and "\n" not in error
+        return error
+
+    return run_here
 
 
 @pytest.fixture(autouse=True)

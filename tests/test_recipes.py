@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -161,22 +160,6 @@ BAD_INPUT = {
         "--resume_from_checkpoint nowhere is not a complete checkpoint folder",
     ),
 }
-
-
-@pytest.fixture
-def error_of(monkeypatch):
-    """A function (recipe, *arguments) -> the one-line error that the recipe ends with, run in this process."""
-
-    def run_here(recipe, *arguments):
-        monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
-        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "recipes" / recipe), *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        error = str(stopped.value)  # what Python prints before it exits with status 1
-        assert error.startswith("error: ") and "\n" not in error
-        return error
-
-    return run_here
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)

@@ -250,7 +250,14 @@ def test_the_lwf_step_descends_the_written_objective(trainer_on):
     assert (-moved / 0.1).tolist() == pytest.approx(numerical, rel=1e-4, abs=1e-8)
 
 
-def test_the_warm_start_has_a_learning_rate_of_its_own(trainer_on):
+@pytest.mark.parametrize(
+    ("ramp", "rates"),
+    [
+        (0, (0.5, 0.4375, 0.375, 0.3125, 0.005, 0.00375, 0.0025, 0.00125)),
+        (2, (0.5, 0.4375, 0.375, 0.3125, 0.005 / 3, 0.00375 * 2 / 3, 0.0025, 0.00125)),
+    ],
+)
+def test_the_warm_start_has_a_learning_rate_of_its_own_and_ends_in_a_ramp(trainer_on, ramp, rates):
     used = []
 
     class Watch(TrainerCallback):
@@ -261,13 +268,14 @@ def test_the_warm_start_has_a_learning_rate_of_its_own(trainer_on):
         learning_rate=0.01,
         warm_start_learning_rate=0.5,
         warm_start_steps=0.5,
+        unfreeze_warmup_steps=ramp,
         lr_scheduler_type="linear",
-        max_steps=4,
+        max_steps=8,
         per_device_train_batch_size=8,
         trainer={"callbacks": [Watch()]},
     )
     trainer.train()
-    assert [sorted(rates) for rates in used] == [pytest.approx([rate]) for rate in (0.5, 0.375, 0.005, 0.0025)]
+    assert [sorted(groups) for groups in used] == [pytest.approx([rate]) for rate in rates]
 
 
 def test_training_again_after_an_interrupted_warm_start_trains_the_backbone(trainer_on):
