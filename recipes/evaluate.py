@@ -127,7 +127,7 @@ def main() -> None:
         surrogate = PixelClassifier(*load_model(args.surrogate, **checkpoint.hub_options)).to(state.device)
         if surrogate.labels != classifier.labels:
             raise ValueError(f"--surrogate {args.surrogate} has other labels than the model")
-    name = checkpoint.model_name_or_path
+    name = _shown(checkpoint.model_name_or_path)
     report = evaluate_robustness(
         classifier,
         dataset,
@@ -141,7 +141,9 @@ def main() -> None:
         seed=trained_seed if args.seed is None else args.seed,
         precision=args.precision,
         model_name=name,
-        data_name=data_args.dataset_name or data_args.test_dir or data_args.validation_dir or str(data_args.train_dir),
+        data_name=_shown(
+            data_args.dataset_name or data_args.test_dir or data_args.validation_dir or str(data_args.train_dir)
+        ),
         split=split,
         resume_folder=progress_dir,
     )
@@ -172,6 +174,11 @@ def _data(given: DataArguments, trained_for: dict[str, Any]) -> DataArguments:
     if "data" not in trained_for:
         raise ValueError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
     return replace(given, **{**trained_for["data"], **given.source})
+
+
+def _shown(name: str) -> str:
+    """A Hub id as it is, of a local folder its name: where it lies is no part of the result."""
+    return Path(name).resolve().name if Path(name).exists() else name
 
 
 def _output_dir(args: EvaluationArguments, name: str) -> Path:

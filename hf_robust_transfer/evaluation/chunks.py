@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..attacks.untouched import untouched
 from ..data import Indexed, collate
-from ..modeling.classifier import full_precision
+from ..modeling.classifier import device_of, full_precision
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from .named_attacks import Attack, Target
@@ -109,7 +109,7 @@ def attack_in_chunks(
     chunks = [range(first, min(first + chunk_size, len(indexed))) for first in range(0, len(indexed), chunk_size)]
     own = range(state.process_index, len(chunks), state.num_processes)
     settings = json.dumps([identity, chunk_size, seed, precision])
-    device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
+    device = device_of(classifier)
     total = sum(len(chunks[number]) for number in own for task in tasks if task.chunks is None or number < task.chunks)
     records: list[dict[str, Any]] = []
     with untouched(classifier), tqdm(total=total, disable=not (progress and state.is_main_process), unit="image") as bar:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..attacks import pgd
 from ..data import collate
-from ..modeling.classifier import full_precision
+from ..modeling.classifier import device_of, full_precision
 from ..threat_model import ThreatModel
 from .report import RobustnessReport, eps_text
 
@@ -41,7 +41,7 @@ def plot_curve(report: RobustnessReport, file: str | Path) -> None:
         alpha=0.2,
         linewidth=0,
     )
-    axes.plot(radii, values, "o-", color=_BLUE, label=f"PGD-20, {report.curve[0].samples} images")
+    axes.plot(radii, values, "o-", color=_BLUE, clip_on=False, label=f"PGD-20, {report.curve[0].samples} images")
     worst = report.worst_case
     axes.errorbar(
         eps * scale,
@@ -50,6 +50,7 @@ def plot_curve(report: RobustnessReport, file: str | Path) -> None:
         fmt="D",
         color=_VERMILION,
         capsize=4,
+        clip_on=False,
         label=f"worst case of {len(report.attacks)} attack(s), {report.data['samples']} images",
     )
     axes.axvline(eps * scale, color=_GREY, linestyle=":", linewidth=1)
@@ -92,7 +93,7 @@ def plot_examples(
         look_at: search among so many first samples.
     """
     batch = collate([{**dataset[index], "indices": index} for index in range(min(look_at, len(dataset)))])
-    device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
+    device = device_of(classifier)
     images, truth, indices = (batch[name].to(device) for name in ("pixel_values", "labels", "indices"))
     with full_precision(device):
         with torch.no_grad():

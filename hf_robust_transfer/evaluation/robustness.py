@@ -14,8 +14,8 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from .. import __version__
 from ..data import collate
+from ..modeling.classifier import device_of
 from ..threat_model import ThreatModel
 from .chunks import PRECISIONS, Outcomes, Task, attack_in_chunks
 from .metrics import compute_metric
@@ -33,7 +33,7 @@ from .self_checks import (
 
 DEFAULT_ATTACKS = ("fgsm", "pgd-20", "cw-100")
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)
-_LIBRARIES = ("torch", "transformers", "timm", "datasets", "evaluate", "pyautoattack")
+_LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets", "evaluate", "pyautoattack")
 
 
 def evaluate_robustness(
@@ -128,7 +128,7 @@ def evaluate_robustness(
         chunk_size=chunk_size,
         seed=seed,
         precision=precision,
-        identity=f"{__version__} {weights} {'' if surrogate is None else weights_sha256(surrogate)}",
+        identity=f"{version('hf-robust-transfer')} {weights} {'' if surrogate is None else weights_sha256(surrogate)}",
         folder=None if resume_folder is None else Path(resume_folder),
         progress=progress,
     )
@@ -146,7 +146,7 @@ def evaluate_robustness(
             "clean": outcomes.clean.tolist(),
             **{name: values.tolist() for name, values in predictions.items()},
         },
-        versions={"hf-robust-transfer": __version__, **{name: version(name) for name in _LIBRARIES}},
+        versions={name: version(name) for name in _LIBRARIES},
         hardware=_hardware(),
         timing={
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -274,7 +274,7 @@ def _self_checks(
     count = min(len(values) for values in ran.values())  # in whole chunks; one listed as an attack has them all
     robust = {name: values[:count] == outcomes.labels[:count] for name, values in ran.items()}
     batch = collate([dataset[index] for index in range(min(samples, count))])
-    device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
+    device = device_of(classifier)
     white_box = min(("pgd-20", "pgd-100"), key=lambda name: robust[name].mean())
     everywhere = {} if cascade else {name: values == outcomes.labels for name, values in predictions.items()}
     return [

@@ -159,3 +159,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters, the CPU for one without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
