@@ -21,13 +21,19 @@ from hf_robust_transfer.training_args import RobustTrainingArguments
 from quickstart import QuickstartArguments, quickstart
 
 # What --transfer stands for; a flag given on the command line goes before.
-_WARM_START = {"learning_rate": 1e-2, "warm_start_learning_rate": 0.1, "warm_start_steps": 0.2, "batch_norm_eval": True}
+_WARM_START = {
+    "learning_rate": 1e-2,
+    "warm_start_learning_rate": 0.1,
+    "warm_start_steps": 0.4,
+    "unfreeze_warmup_steps": 0.1,
+    "batch_norm_eval": True,
+}
 TRANSFERS: dict[str, dict[str, Any]] = {
     "frozen": {"learning_rate": 0.1, "freeze": "backbone"},
     "lwf": {**_WARM_START, "lwf_weight": 1.0},
     "fine_tuned": _WARM_START,  # lwf but for its λ_d
 }
-_NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "lwf_weight": 0.0}
+_NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "unfreeze_warmup_steps": 0.0, "lwf_weight": 0.0}
 
 
 @dataclass
@@ -51,6 +57,10 @@ class FinetuningArguments(RobustTrainingArguments):
     )
     warm_start_steps: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Train the head alone for so many first steps; below 1, a share of all."}
+    )
+    unfreeze_warmup_steps: float | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "After it, let the learning rate grow over so many steps; below 1, a share of all."},
     )
     lwf_weight: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "λ_d: weight of the distance to the source's features (LwF)."}

@@ -42,6 +42,31 @@ class Accuracy(evaluate.Metric):
         return {"accuracy": sum(right) / len(right)}
 """
 
+USE_EVERYTHING = """
+import json
+import datasets
+import evaluate
+import hf_robust_transfer
+from hf_robust_transfer import RobustnessEvaluator, ThreatModel, create_model, load_metric
+from PIL import Image
+from transformers import pipeline
+
+both = evaluate.combine([load_metric("robust_accuracy"), load_metric("robustness_gap")])
+for adversarial in ([1, 0], [0, 0]):
+    both.add_batch(predictions=[1, 0], adversarial_predictions=adversarial, references=[1, 0])
+combined = both.compute()
+
+sizes = {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
+model, processor = create_model("convnext_tiny", id2label={0: "cat", 1: "dog"}, model_args=sizes, image_size=8)
+columns = {"image": [Image.new("RGB", (8, 8), (shade,) * 3) for shade in (0, 90, 200, 255)], "label": [0, 1, 0, 1]}
+features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+data = datasets.Dataset.from_dict(columns, features)
+classify = pipeline("image-classification", model=model, image_processor=processor)
+evaluated = RobustnessEvaluator(ThreatModel("linf", 0.5), "pgd-5").compute(model_or_pipeline=classify, data=data)
+print(json.dumps([combined["robust_accuracy"], combined["robustness_gap"], evaluated["robust_accuracy"]]))
+print(json.dumps(hf_robust_transfer.__file__))
+"""
+
 
 def columns(samples):
     return {name: [sample[index] for sample in samples] for index, name in enumerate(COLUMNS)}
@@ -403,6 +428,11 @@ def test_every_score_is_documented_in_the_card_and_in_the_docstring(loaded, name
         assert f"    {key}" in type(loaded[name]).__doc__
 
 
+def test_metrics_together_and_the_evaluator_work_in_a_fresh_process_offline(tmp_path):
+    figures, _ = printed(run(USE_EVERYTHING, tmp_path, pythonpath=Path(hf_robust_transfer.__file__).parents[1]))
+    assert figures[:2] == [0.75, 0.25] and 0 <= figures[2] <= 0.5
+
+
 @pytest.mark.slow
 def test_the_metrics_load_from_the_installed_wheel(tmp_path):
     source = Path(hf_robust_transfer.__file__).parents[1]
@@ -445,3 +475,5 @@ for load in (metrics.load_metric, lambda name: evaluate.load(str(Path(metrics.__
     for name in METRICS:
         shipped = {file.name for file in (target / "hf_robust_transfer" / "evaluation" / "metrics" / name).glob("*.*")}
         assert shipped >= {"README.md", "app.py", "requirements.txt", f"{name}.py"}
+    figures, package = printed(run(USE_EVERYTHING, tmp_path, pythonpath=target, cwd=tmp_path / "elsewhere"))
+    assert figures[:2] == [0.75, 0.25] and Path(package).is_relative_to(target)
