@@ -5,87 +5,13 @@
 By default the data and the threat model are those that the checkpoint was trained for.
 """
 
-import shutil
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-import torch
-from accelerate import PartialState
-
-from hf_robust_transfer.data import DataArguments, PixelDataset, load_evaluation_split
-from hf_robust_transfer.evaluation import DEFAULT_ATTACKS, JSON_NAME, MARKDOWN_NAME, evaluate_robustness, parse_attacks
-from hf_robust_transfer.evaluation.chunks import PRECISIONS
-from hf_robust_transfer.evaluation.plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
-from hf_robust_transfer.modeling import PixelClassifier, load_model
+from hf_robust_transfer.data import DataArguments
+from hf_robust_transfer.evaluation.checkpoint import EvaluationArguments, evaluate_checkpoint
 from hf_robust_transfer.running import CheckpointArguments, parse_arguments, run_recipe
-from hf_robust_transfer.threat_model import ThreatModel
-
-
-@dataclass
-class EvaluationArguments:
-    """What to attack with, and where to write what comes of it."""
-
-    norm: str | None = field(
-        default=None, metadata={"help": "Norm of the threat model: linf or l2; by default the training's, else linf."}
-    )
-    eps: str | None = field(
-        default=None,
-        metadata={
-            "help": "Radius in [0, 1] pixels at the model's resolution, as 8/255 or 0.031; by default the training's."
-        },
-    )
-    attacks: list[str] = field(
-        default_factory=lambda: list(DEFAULT_ATTACKS),
-        metadata={
-            "help": "fgsm, pgd-20, pgd-100:restarts=5, cw-100 (margin loss), autoattack or one of its members (apgd-ce,"
-            " apgd-t, fab-t, square, …), transfer (needs --surrogate), noise. Numbers are steps, draws or queries."
-        },
-    )
-    surrogate: str | None = field(
-        default=None, metadata={"help": "Another checkpoint with the same labels, to craft the examples of transfer on."}
-    )
-    cascade: bool = field(
-        default=False,
-        metadata={"help": "Do not show an image that one attack fooled to the next: faster, gives the worst case only."},
-    )
-    split: str | None = field(
-        default=None, metadata={"help": "The split to evaluate on; by default test, else validation."}
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where to write; by default the checkpoint's own folder, else outputs/evaluation/<its name>."},
-    )
-    seed: int | None = field(
-        default=None, metadata={"help": "Of attacks and of the choice of images; by default the training's, else 0."}
-    )
-    precision: str = field(
-        default="float32",
-        metadata={"help": "Craft attacks in float32, bf16 or fp16; success is judged in float32 in any case."},
-    )
-    chunk_size: int = field(
-        default=50, metadata={"help": "Images attacked at a time; what is lost by an interruption, at most."}
-    )
-    self_check_samples: int = field(
-        default=100, metadata={"help": "Run the self-checks on so many images; 0 leaves them out."}
-    )
-    curve_samples: int = field(
-        default=200, metadata={"help": "Measure accuracy against ε on so many images; 0 leaves it out."}
-    )
-    use_cpu: bool = field(default=False, metadata={"help": "Do not use a GPU even if there is one."})
-
-    def __post_init__(self) -> None:
-        parse_attacks(self.attacks, surrogate=self.surrogate is not None)
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"--precision {self.precision} is unknown: use {', '.join(PRECISIONS)}")
-        least = {"chunk_size": 1, "self_check_samples": 0, "curve_samples": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) < smallest:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {smallest}")
 
 
 def main() -> None:
-    """Parse, load, evaluate, write the report and its pictures."""
+    """Parse, evaluate."""
     checkpoint, data_args, args = parse_arguments(
         [CheckpointArguments, DataArguments, EvaluationArguments],
         "Evaluate a checkpoint's robustness. Give flags, after a YAML or JSON file of them if you like. An evaluation that"
@@ -93,98 +19,14 @@ def main() -> None:
     )
     if checkpoint.model_name_or_path is None:
         raise ValueError("--model_name_or_path is missing: a checkpoint folder or a Hub id")
-    output_dir = _output_dir(args, checkpoint.model_name_or_path)
-    progress_dir = output_dir / "evaluation_progress"
-    if (output_dir / JSON_NAME).exists() and not checkpoint.overwrite_output_dir:
-        raise ValueError(
-            f"{output_dir} holds a finished evaluation: choose another --output_dir, or replace it with"
-            " --overwrite_output_dir"
-        )
-    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
-    with state.main_process_first():
-        model, processor = load_model(
-            checkpoint.model_name_or_path, revision=checkpoint.model_revision, **checkpoint.hub_options
-        )
-    trained_for: dict[str, Any] = getattr(model.config, "robust_training", {})
-    try:
-        threat_model = ThreatModel(
-            args.norm or trained_for.get("norm", "linf"),
-            args.eps or trained_for.get("eps", "8/255"),
-        )
-    except ValueError as error:
-        raise ValueError(f"--{error}") from None
-    classifier = PixelClassifier(model.to(state.device), processor)
-    trained_seed = trained_for.get("seed", 0)
-    with state.main_process_first():
-        data_args = _data(data_args, trained_for)
-        images, split = load_evaluation_split(
-            data_args, labels=classifier.labels, split=args.split, seed=trained_seed, **checkpoint.hub_options
-        )
-    dataset = PixelDataset(images, processor, split)
-    dataset.check(state.process_index, state.num_processes)
-    surrogate = None
-    if args.surrogate is not None:
-        surrogate = PixelClassifier(*load_model(args.surrogate, **checkpoint.hub_options)).to(state.device)
-        if surrogate.labels != classifier.labels:
-            raise ValueError(f"--surrogate {args.surrogate} has other labels than the model")
-    name = _shown(checkpoint.model_name_or_path)
-    report = evaluate_robustness(
-        classifier,
-        dataset,
-        threat_model,
-        args.attacks,
-        surrogate=surrogate,
-        cascade=args.cascade,
-        self_check_samples=args.self_check_samples,
-        curve_samples=args.curve_samples,
-        chunk_size=args.chunk_size,
-        seed=trained_seed if args.seed is None else args.seed,
-        precision=args.precision,
-        model_name=name,
-        data_name=_shown(
-            data_args.dataset_name or data_args.test_dir or data_args.validation_dir or str(data_args.train_dir)
-        ),
-        split=split,
-        resume_folder=progress_dir,
+    evaluate_checkpoint(
+        checkpoint.model_name_or_path,
+        data_args,
+        args,
+        revision=checkpoint.model_revision,
+        overwrite=checkpoint.overwrite_output_dir,
+        **checkpoint.hub_options,
     )
-    if not state.is_main_process:
-        return
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if report.curve:
-        plot_curve(report, output_dir / CURVE_NAME)
-    plot_examples(
-        classifier,
-        dataset,
-        threat_model,
-        classifier.labels,
-        output_dir / EXAMPLES_NAME,
-        title=name,
-        seed=report.settings["seed"],
-    )
-    report.save(output_dir)
-    shutil.rmtree(progress_dir, ignore_errors=True)
-    print(report.summary())
-    print(f"The whole report is in {output_dir / MARKDOWN_NAME} and {JSON_NAME}, with pictures beside them.")
-
-
-def _data(given: DataArguments, trained_for: dict[str, Any]) -> DataArguments:
-    """The data as given, or else the data of training with what was given changed."""
-    if given.dataset_name or given.train_dir or given.validation_dir or given.test_dir:
-        return given
-    if "data" not in trained_for:
-        raise ValueError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
-    return replace(given, **{**trained_for["data"], **given.source})
-
-
-def _shown(name: str) -> str:
-    """A Hub id as it is, of a local folder its name: where it lies is no part of the result."""
-    return Path(name).resolve().name if Path(name).exists() else name
-
-
-def _output_dir(args: EvaluationArguments, name: str) -> Path:
-    if args.output_dir is not None:
-        return Path(args.output_dir)
-    return Path(name) if Path(name).is_dir() else Path("outputs", "evaluation", Path(name).name)
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ class RobustnessReport:
             lines.append(f"{len(self.self_checks) - len(self.warnings)} of {len(self.self_checks)} self-checks passed")
         lines += [f"WARNING {warning}" for warning in self.warnings]
         lines += [f"{attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
-        if not self._strong:
+        if not self.has_autoattack:
             lines.append(_UPPER_BOUNDS)
         return "\n".join(lines)
 
@@ -185,7 +185,8 @@ class RobustnessReport:
         return "×".join(map(str, self.model["input_shape"]))
 
     @property
-    def _strong(self) -> bool:
+    def has_autoattack(self) -> bool:
+        """Whether the whole of AutoAttack was among the attacks; without it, accuracies are upper bounds."""
         return any(attack.kind == "autoattack" for attack in self.attacks)
 
     def markdown(self) -> str:
@@ -206,7 +207,7 @@ class RobustnessReport:
             accuracy, success = (attack.accuracy or "in the cascade", attack.success_rate or "")
             lines.append(f"| {attack.name} | {accuracy} | {success} | {seconds['attacks'][attack.name]:.0f} |")
         lines += [f"| **worst case, sample by sample** | **{self.worst_case}** | | {seconds['total']:.0f} |", ""]
-        if not self._strong:
+        if not self.has_autoattack:
             lines += [_UPPER_BOUNDS, ""]
         lines += [f"- {attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
         lines += ["", "## Self-checks", ""]
@@ -254,6 +255,16 @@ def eps_text(eps: float) -> str:
     if 0 < eps <= 64 / 255 and abs(parts - round(parts)) < 1e-6:
         return f"{eps * 255:.4g}/255"
     return f"{eps:.4g}"
+
+
+def shown(name: str) -> str:
+    """How to name a model or data to others: a Hub id as it is, a local file or folder without the place where it lies.
+
+    Example:
+        >>> shown("timm/resnet50.a1_in1k"), shown("/data/pets")
+        ('timm/resnet50.a1_in1k', 'pets')
+    """
+    return Path(name).resolve().name if os.path.isabs(name) or Path(name).exists() else name
 
 
 def _read(kind: type[Any], values: dict[str, Any], *accuracies: str) -> Any:

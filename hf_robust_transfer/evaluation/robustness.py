@@ -147,7 +147,7 @@ def evaluate_robustness(
             **{name: values.tolist() for name, values in predictions.items()},
         },
         versions={name: version(name) for name in _LIBRARIES},
-        hardware=_hardware(),
+        hardware=hardware(),
         timing={
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {
@@ -303,7 +303,8 @@ def _curve(outcomes: Outcomes, tasks: Sequence[Task], samples: int) -> list[Curv
     return points
 
 
-def _hardware() -> str:
+def hardware() -> str:
+    """What this process computes on: the GPU's name, or the kind of CPU and the number of threads."""
     if torch.accelerator.is_available():
         return torch.cuda.get_device_name() if torch.cuda.is_available() else str(torch.accelerator.current_accelerator())
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
