@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel, set_seed
 
 from .data import DataArguments, ImageSplits, PixelDataset
+from .hub.training_record import write_training_record
 from .modeling import PixelClassifier, load_model
 from .trainer import RobustTrainer
 from .training_args import RobustTrainingArguments
@@ -27,7 +28,7 @@ if sys.path[0] == str(Path(sys.argv[0]).resolve().parent):
 
 _FINISHED = "all_results.json"  # written last
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-_RESULT = re.compile(r"\w+_results\.json|trainer_state\.json|run\.json|comparison\.json|model\.safetensors")
+_RESULT = re.compile(r"\w+_results\.json|trainer_state\.json|run\.json|training\.json|comparison\.json|model\.safetensors")
 # Options with which a stopped run may go on.
 _MAY_CHANGE = ("num_train_epochs", "per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit")
 
@@ -255,6 +256,7 @@ def train_and_evaluate(
     resume_from: str | None = None,
     overwrite: bool = False,
     data: DataArguments | None = None,
+    base_model: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train a model, save it with its image processor, and evaluate it on validation and test images.
@@ -268,6 +270,7 @@ def train_and_evaluate(
         resume_from: a checkpoint folder to go on from.
         overwrite: first clear the output folder of an earlier run.
         data: where the splits came from; noted in the model's configuration, for later evaluations.
+        base_model: the trained model that this one starts from, for the model card.
         options: what defines the run besides ``args`` and ``data``, so that another does not go on from its checkpoints.
 
     Returns:
@@ -304,8 +307,11 @@ def train_and_evaluate(
         clear_output_dir(args)
     check_same_run(args, {**(options or {}), **({} if data is None else asdict(data))})
     trained = trainer.train(resume_from_checkpoint=resume_from)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # published when all of it is there
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        seconds = trained.metrics["train_runtime"]
+        write_training_record(args, splits, base_model=base_model, data=data, seconds=seconds)
     metrics = {"train": trained.metrics, "eval": trainer.evaluate()}
     if "test" in datasets:
         test: Dataset[Any] = datasets["test"]
@@ -314,4 +320,6 @@ def train_and_evaluate(
         if name != "train":
             trainer.log_metrics(name, values)
         trainer.save_metrics(name, values)
+    if args.push_to_hub:
+        trainer.push_to_hub()
     return {key: value for values in metrics.values() for key, value in values.items()}

@@ -1,6 +1,8 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
+import os
 import random
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -9,21 +11,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast, send_to_device
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Sampler
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy
+from transformers.utils import logging
+from transformers.utils.hub import PushInProgress
 
 from .attacks import pgd
 from .data import Indexed, augment, collate
 from .evaluation.metrics import compute_metric
+from .hub import publish, stand_alone
 from .modeling.classifier import PixelClassifier, classifier_layer
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
 from .threat_model import ThreatModel, parse_eps
 from .training_args import RobustTrainingArguments
 from .transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
+
+logger = logging.get_logger(__name__)
 
 # The purposes that randomness is drawn for, as parts of its address.
 _ATTACK, _AUGMENTATION, _EVALUATION, _REPLAY = range(4)
@@ -275,6 +283,11 @@ class RobustTrainer(Trainer):
     def _carried_file(self, folder: str) -> Path:
         return Path(folder) / f"carried_{self.args.process_index}.safetensors"
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            stand_alone(output_dir or str(self.args.output_dir))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._share_buffers()
         super()._save_checkpoint(model, trial)
@@ -288,6 +301,92 @@ class RobustTrainer(Trainer):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None and self._carried_file(checkpoint).is_file():
             self._carried = send_to_device(load_file(self._carried_file(checkpoint)), self.args.device)
+
+    # ---- the Hub: one commit with what is for others, through either of the base class's ways ----
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        license: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, and publish the output folder as `hf_robust_transfer.hub.publish` does.
+
+        Args:
+            commit_message: of the one commit.
+            blocking: wait for it; otherwise return a future.
+            token, revision, private: by default ``args.hub_token``, ``args.hub_revision``, ``args.hub_private_repo``.
+            license: of the weights, for the card.
+            kwargs: further arguments of the base class's method, which made its own kind of card; not used.
+
+        Returns:
+            The commit, or a future of it; on processes other than the first, None.
+
+        Raises:
+            PublishingError: the Hub refused or could not be reached; the output folder holds everything.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self._publish(
+            str(self.args.output_dir),
+            blocking=blocking,
+            commit_message=commit_message or "End of training",
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision or "main",
+            private=self.args.hub_private_repo if private is None else private,
+            license=license,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        args, running = self.args, self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+            return
+        if running and not args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
+        place = places.get(HubStrategy(args.hub_strategy))
+        # Linked, not copied: the trainer may delete the checkpoint while it is on its way.
+        staged = Path(str(args.output_dir), f"_publishing-{self.state.global_step}")
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.copytree(checkpoint_folder, staged, copy_function=_link)
+        job = self._publish(
+            str(staged),
+            blocking=False,
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            token=args.hub_token,
+            revision=args.hub_revision or "main",
+            private=args.hub_private_repo,
+            checkpoint=None if place is None else (place, staged),
+        )
+        job.add_done_callback(partial(_pushed, staged))
+        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type,assignment]
+
+    def _publish(self, folder: str, *, blocking: bool, **options: Any) -> Any:
+        repo_id = self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
+        if blocking:
+            return publish(folder, repo_id, **options)
+        return HfApi().run_as_future(publish, folder, repo_id, **options)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _pushed(staged: Path, job: Any) -> None:
+    shutil.rmtree(staged, ignore_errors=True)
+    if not job.cancelled() and job.exception() is not None:
+        logger.warning(f"{job.exception()} Training goes on.")
 
 
 def _prepare(model: PreTrainedModel, args: RobustTrainingArguments) -> None:

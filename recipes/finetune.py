@@ -123,6 +123,7 @@ def main() -> None:
         resume_from=resume_from,
         overwrite=model_args.overwrite_output_dir,
         data=data_args,
+        base_model=model_args.model_name_or_path,
         options={**model_args.defining_options, "teacher_name_or_path": source},
     )
 

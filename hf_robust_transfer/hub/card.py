@@ -1,0 +1,202 @@
+"""The model card: what a checkpoint folder knows of itself, through one template. It claims only what was measured."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from PIL import Image
+
+from ..data import to_pixels
+from ..evaluation import JSON_NAME, RobustnessReport, weights_sha256
+from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
+from ..evaluation.report import Accuracy, eps_text
+from ..modeling import PixelClassifier, load_model
+from .training_record import RECORD_NAME
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+PACKAGE_URL = "https://pypi.org/project/hf-robust-transfer"
+_PICTURES = (("Accuracy against ε", CURVE_NAME), ("Clean images, perturbations and adversarial images", EXAMPLES_NAME))
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """All that a card is made from.
+
+    Args:
+        architecture: timm's name of it, None for an architecture of `transformers`.
+        model_class: the `transformers` class.
+        labels: the labels' names.
+        input_shape: (C, H, W) of the images that the model sees.
+        report: what was measured of these very weights, if it was.
+        training: the training's record, if there is one.
+        pictures: the report's pictures in the folder, a title and a file name each.
+    """
+
+    architecture: str | None
+    model_class: str
+    labels: list[str]
+    input_shape: tuple[int, ...]
+    report: RobustnessReport | None
+    training: dict[str, Any] | None
+    pictures: list[tuple[str, str]]
+
+    @property
+    def needs_package(self) -> bool:
+        """Whether the architecture is this package's own."""
+        return self.architecture is not None and timm.model_entrypoint(self.architecture).__module__.startswith(
+            __package__.partition(".")[0]
+        )
+
+
+def read_facts(folder: str | Path) -> CheckpointFacts:
+    """Collect the facts from a checkpoint folder.
+
+    A report counts only if it was measured on these very weights, as its hash of them tells.
+
+    Args:
+        folder: holds a checkpoint, and what `recipes/finetune.py` and `recipes/evaluate.py` left beside it.
+
+    Raises:
+        ValueError: there is no checkpoint that can be loaded, or a report that cannot be read.
+    """
+    folder = Path(folder)
+    model, processor = load_model(str(folder))
+    report = RobustnessReport.load(folder) if (folder / JSON_NAME).is_file() else None
+    if report is not None and report.model["weights_sha256"] != weights_sha256(model):
+        report = None
+    record = folder / RECORD_NAME
+    return CheckpointFacts(
+        architecture=getattr(model.config, "architecture", None) if model.config.model_type == "timm_wrapper" else None,
+        model_class=type(model).__name__,
+        labels=PixelClassifier(model, processor).labels,
+        input_shape=tuple(to_pixels(processor)(Image.new("RGB", (256, 256))).shape),
+        report=report,
+        training=json.loads(record.read_text()) if record.is_file() else None,
+        pictures=[] if report is None else [(title, name) for title, name in _PICTURES if (folder / name).is_file()],
+    )
+
+
+def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = None) -> ModelCard:
+    """Render the card of a checkpoint.
+
+    Args:
+        facts: from `read_facts`.
+        repo_id: where the model is to be published.
+        license: of the weights, as a Hub identifier such as ``apache-2.0``.
+
+    Example:
+        >>> model_card(read_facts("outputs/mine"), "you/mine").save("README.md")  # doctest: +SKIP
+    """
+    name = repo_id.split("/")[-1]
+    training, report = facts.training or {}, facts.report
+    dataset = training.get("data", {}).get("dataset_name")
+    data = ModelCardData(
+        model_name=name,
+        base_model=_hub_id(training.get("base_model")),
+        datasets=_hub_id(dataset),
+        license=license,
+        library_name="timm" if facts.architecture is not None and not facts.needs_package else "transformers",
+        pipeline_tag="image-classification",
+        tags=["adversarial-robustness", "image-classification", "hf-robust-transfer"]
+        + (["timm"] if facts.architecture is not None else []),
+        eval_results=None if report is None else evaluation_results(report),
+    )
+    options = training.get("options", {})
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        repo_id=repo_id,
+        facts=facts,
+        report=report,
+        training=facts.training,
+        options=[(option, value) for option, value in options.items() if value is not None],
+        summary=_summary(facts),
+        how=_how(options, training.get("base_model"), dataset),
+        resolution="×".join(map(str, facts.input_shape)),
+        evaluation_command=None if report is None else evaluation_command(report, repo_id),
+        package_url=PACKAGE_URL,
+    )
+
+
+def evaluation_results(report: RobustnessReport) -> list[EvalResult]:
+    """The report's accuracies as entries of a card's ``model-index``: clean, under each attack, and the worst case."""
+    common = {"seed": report.settings["seed"], "samples": report.data["samples"]}
+    threat = {"norm": report.threat_model["norm"], "eps": report.threat_model["eps"]}
+    measured: list[tuple[str, str, Accuracy, dict[str, Any]]] = [("accuracy", "Accuracy", report.clean, common)]
+    for attack in report.attacks:
+        if attack.accuracy is not None:
+            args = {**threat, "attack": attack.name, "options": attack.options, **common}
+            measured.append(("robust_accuracy", f"Robust accuracy ({attack.name})", attack.accuracy, args))
+    worst = {**threat, "attack": [attack.name for attack in report.attacks], **common}
+    measured.append(("robust_accuracy", "Robust accuracy (worst case)", report.worst_case, worst))
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=report.data["name"],
+            dataset_name=report.data["name"],
+            dataset_split=report.data["split"],
+            metric_type=metric,
+            metric_name=name,
+            metric_value=accuracy.value,
+            metric_args={**args, "lower": accuracy.lower, "upper": accuracy.upper},
+        )
+        for metric, name, accuracy, args in measured
+    ]
+
+
+def evaluation_command(report: RobustnessReport, repo_id: str) -> str:
+    """The command that measures the report's figures again on the published model."""
+    settings, threat = report.settings, report.threat_model
+    flags = {
+        "model_name_or_path": repo_id,
+        "dataset_name": report.data["name"],
+        "split": report.data["split"],
+        "max_eval_samples": report.data["samples"],
+        "norm": threat["norm"],
+        "eps": eps_text(threat["eps"]),
+        "seed": settings["seed"],
+        "chunk_size": settings["chunk_size"],
+        "precision": settings["precision"],
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words += ["--cascade"] if settings["cascade"] else []
+    attacks = [attack.name for attack in report.attacks]
+    return shlex.join(["accelerate", "launch", "recipes/evaluate.py", *words, "--attacks", *attacks])
+
+
+def _summary(facts: CheckpointFacts) -> str:
+    kind = facts.architecture or facts.model_class
+    first = f"An image classifier ({kind}) for {len(facts.labels)} classes."
+    if facts.report is None:
+        return f"{first} Its adversarial robustness was not measured."
+    report = facts.report
+    attacks = ", ".join(attack.name for attack in report.attacks)
+    return (
+        f"{first} On {report.data['samples']} images of {report.data['name']} it has a clean accuracy of"
+        f" {report.clean.value:.1%} and, under {report.title}, a robust accuracy of {report.worst_case.value:.1%}"
+        f" (worst case of {attacks})."
+    )
+
+
+def _how(options: dict[str, Any], base_model: str | None, dataset: str | None) -> str:
+    objective = options.get("objective", "natural")
+    training = "natural training" if objective == "natural" else f"adversarial training ({objective})"
+    parts = [f"With {training}" + (f" on {dataset}" if dataset else "")]
+    if base_model:
+        parts.append(f"starting from {base_model}")
+    if options.get("freeze", "none") != "none":
+        frozen = options["freeze"]
+        parts.append("its backbone frozen" if frozen == "backbone" else f"its first {frozen} blocks frozen")
+    if options.get("lwf_weight"):
+        parts.append(f"its features kept close to the source's (LwF, λ_d = {options['lwf_weight']:g})")
+    return ", ".join(parts) + "."
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name if it can be a Hub id; a local folder's name, which metadata must not hold, has no slash."""
+    return name if name is not None and name.count("/") == 1 else None

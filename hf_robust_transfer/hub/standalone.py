@@ -1,0 +1,52 @@
+"""Checkpoints that stand alone: one folder for `transformers` and, where the architecture is timm's, for timm too."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+_PREFIX = "timm_model."  # what `TimmWrapperForImageClassification` puts before timm's names, and timm does not know
+
+
+def stand_alone(folder: str | Path) -> None:
+    """Let timm load a folder that `save_pretrained` wrote for a timm architecture; any other folder stays as it is.
+
+    Weights get timm's own names, which `transformers` reads as well, also when a training resumes, and the configuration
+    states the arguments that the architecture was built with. Files are replaced one by one, each at once.
+
+    Args:
+        folder: holds ``config.json`` and ``*.safetensors``.
+
+    Example:
+        >>> stand_alone("outputs/mine")  # doctest: +SKIP
+        >>> timm.create_model("local-dir:outputs/mine", pretrained=True)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    config = json.loads((folder / "config.json").read_text())
+    if config.get("model_type") != "timm_wrapper":
+        return
+    if config.get("model_args") is None:
+        _replace_json(folder / "config.json", {**config, "model_args": {}})
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            if not any(name.startswith(_PREFIX) for name in opened.keys()):  # noqa: SIM118 - it is no mapping
+                continue
+            tensors = {name.removeprefix(_PREFIX): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata()
+        part = file.with_name(f"{file.name}.part")
+        save_file(tensors, part, metadata)
+        os.replace(part, file)
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.is_file():
+        index = json.loads(index_file.read_text())
+        index["weight_map"] = {name.removeprefix(_PREFIX): file for name, file in index["weight_map"].items()}
+        _replace_json(index_file, index)
+
+
+def _replace_json(file: Path, content: dict[str, Any]) -> None:
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(part, file)

@@ -1,0 +1,86 @@
+"""What a model card has to say about training, noted beside the weights when training ends."""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..data import DataArguments, ImageSplits
+from ..evaluation.report import shown
+from ..evaluation.robustness import hardware
+from ..training_args import RobustTrainingArguments
+
+RECORD_NAME = "training.json"
+# Of the base class's many options, those that change what is learned.
+_OPTIONS = (
+    *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("optim", "optim_args", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16", "seed"),
+)
+_LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets", "accelerate")
+# Flags whose value is a secret, or says nothing to others.
+_DROPPED = ("--token", "--hub_token", "--hub-token", "--cache_dir", "--cache-dir")
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command that starts a recipe with these arguments, without secrets and places of this machine.
+
+    Example:
+        >>> command_line(["/home/me/recipes/finetune.py", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
+        'accelerate launch recipes/finetune.py --dataset_name pets'
+    """
+    kept: list[str] = []
+    arguments = iter(argv[1:])
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        if flag in _DROPPED:
+            if not equals:
+                next(arguments, None)
+        elif equals:
+            kept.append(f"{flag}={shown(value)}")
+        else:
+            kept.append(shown(argument))
+    return f"accelerate launch recipes/{Path(argv[0]).name} {shlex.join(kept)}".rstrip()
+
+
+def write_training_record(
+    args: RobustTrainingArguments,
+    splits: ImageSplits,
+    *,
+    base_model: str | None,
+    data: DataArguments | None,
+    seconds: float,
+) -> None:
+    """Write ``training.json`` into the run's output folder: how the model there came to be.
+
+    Args:
+        args: the run's options.
+        splits: its data.
+        base_model: what it started from, if it was trained already.
+        data: where the splits came from.
+        seconds: how long training took.
+    """
+    own = [name for name in RobustTrainingArguments.__annotations__ if name not in _OPTIONS]
+    record: dict[str, Any] = {
+        "command": command_line(sys.argv),
+        "base_model": None if base_model is None else shown(base_model),
+        "data": {} if data is None else {name: _shown(value) for name, value in asdict(data).items() if value is not None},
+        "images": {"train": len(splits.train), "validation": len(splits.validation)},
+        "options": {name: getattr(args, name) for name in (*_OPTIONS, *own)},
+        "processes": args.world_size,
+        "seconds": seconds,
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    file = Path(args.output_dir or "", RECORD_NAME)
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    os.replace(part, file)
+
+
+def _shown(value: Any) -> Any:
+    return shown(value) if isinstance(value, str) else value
