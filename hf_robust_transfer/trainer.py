@@ -1,8 +1,6 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
-import os
 import random
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -17,21 +15,18 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Sampler
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy
-from transformers.utils import logging
 from transformers.utils.hub import PushInProgress
 
 from .attacks import pgd
 from .data import Indexed, augment, collate
 from .evaluation.metrics import compute_metric
-from .hub import publish, stand_alone
+from .hub import publish, publish_in_background, stand_alone
 from .modeling.classifier import PixelClassifier, classifier_layer
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
 from .threat_model import ThreatModel, parse_eps
 from .training_args import RobustTrainingArguments
 from .transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
-
-logger = logging.get_logger(__name__)
 
 # The purposes that randomness is drawn for, as parts of its address.
 _ATTACK, _AUGMENTATION, _EVALUATION, _REPLAY = range(4)
@@ -302,7 +297,7 @@ class RobustTrainer(Trainer):
         if checkpoint is not None and self._carried_file(checkpoint).is_file():
             self._carried = send_to_device(load_file(self._carried_file(checkpoint)), self.args.device)
 
-    # ---- the Hub: one commit with what is for others, through either of the base class's ways ----
+    # ---- the Hub: one commit with what is for others, by either of the base class's ways ----
 
     def push_to_hub(
         self,
@@ -311,17 +306,15 @@ class RobustTrainer(Trainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        license: str | None = None,
-        **kwargs: Any,
+        **card: Any,
     ) -> Any:
-        """Save the model, and publish the output folder as `hf_robust_transfer.hub.publish` does.
+        """Save the model, and publish the output folder with its model card as `hf_robust_transfer.hub.publish` does.
 
         Args:
             commit_message: of the one commit.
             blocking: wait for it; otherwise return a future.
-            token, revision, private: by default ``args.hub_token``, ``args.hub_revision``, ``args.hub_private_repo``.
-            license: of the weights, for the card.
-            kwargs: further arguments of the base class's method, which made its own kind of card; not used.
+            token, revision, private: by default ``args.hub_token``, ``args.hub_revision`` and ``args.hub_private_repo``.
+            card: ``license``, of the weights; what else the base class's kind of card takes has no place here.
 
         Returns:
             The commit, or a future of it; on processes other than the first, None.
@@ -334,59 +327,35 @@ class RobustTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        return self._publish(
-            str(self.args.output_dir),
-            blocking=blocking,
-            commit_message=commit_message or "End of training",
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision or "main",
-            private=self.args.hub_private_repo if private is None else private,
-            license=license,
-        )
+        options = self._hub_options(token=token, revision=revision, private=private)
+        options |= {"commit_message": commit_message or "End of training", "license": card.get("license")}
+        if blocking:
+            return publish(str(self.args.output_dir), **options)
+        return HfApi().run_as_future(publish, str(self.args.output_dir), **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        args, running = self.args, self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
+        strategy = HubStrategy(self.args.hub_strategy)
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
             return
-        if running and not args.hub_always_push:
+        running = self.push_in_progress
+        if running is not None and not running.is_done() and not self.args.hub_always_push:
             return
-        self.callback_handler.on_push_begin(args, self.state, self.control)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
-        place = places.get(HubStrategy(args.hub_strategy))
-        # Linked, not copied: the trainer may delete the checkpoint while it is on its way.
-        staged = Path(str(args.output_dir), f"_publishing-{self.state.global_step}")
-        shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(checkpoint_folder, staged, copy_function=_link)
-        job = self._publish(
-            str(staged),
-            blocking=False,
+        job = publish_in_background(
+            checkpoint_folder,
+            Path(str(self.args.output_dir), f"_publishing-{self.state.global_step}"),
+            resumable_at=places.get(strategy),
             commit_message=f"Training in progress, step {self.state.global_step}",
-            token=args.hub_token,
-            revision=args.hub_revision or "main",
-            private=args.hub_private_repo,
-            checkpoint=None if place is None else (place, staged),
+            **self._hub_options(),
         )
-        job.add_done_callback(partial(_pushed, staged))
-        self.push_in_progress = PushInProgress([job])  # type: ignore[arg-type,assignment]
+        self.push_in_progress: Any = PushInProgress([job])  # type: ignore[arg-type]
 
-    def _publish(self, folder: str, *, blocking: bool, **options: Any) -> Any:
-        repo_id = self.hub_model_id or self.args.hub_model_id or Path(str(self.args.output_dir)).resolve().name
-        if blocking:
-            return publish(folder, repo_id, **options)
-        return HfApi().run_as_future(publish, folder, repo_id, **options)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
-
-
-def _pushed(staged: Path, job: Any) -> None:
-    shutil.rmtree(staged, ignore_errors=True)
-    if not job.cancelled() and job.exception() is not None:
-        logger.warning(f"{job.exception()} Training goes on.")
+    def _hub_options(self, **given: Any) -> dict[str, Any]:
+        args = self.args
+        own = {"token": args.hub_token, "revision": args.hub_revision or "main", "private": args.hub_private_repo}
+        repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
+        return {"repo_id": repo_id, **own, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _prepare(model: PreTrainedModel, args: RobustTrainingArguments) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..attacks.untouched import untouched
 from ..data import Indexed, collate
+from ..files import replacing
 from ..modeling.classifier import device_of, full_precision
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
@@ -198,9 +198,8 @@ def _begun(file: Path | None, settings: str, pixels: Tensor) -> dict[str, Any]:
 
 def _write(file: Path, record: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(record))
-    os.replace(part, file)
+    with replacing(file) as part:
+        part.write_text(json.dumps(record))
 
 
 def _running_accuracy(records: list[dict[str, Any]], key: str) -> str:

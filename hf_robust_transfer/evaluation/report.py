@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
 from .self_checks import SelfCheck
 
 SCHEMA_VERSION = 1
@@ -123,8 +124,10 @@ class RobustnessReport:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / MARKDOWN_NAME, self.markdown())
-        _replace(folder / JSON_NAME, _compact(asdict(self)) + "\n")
+        texts = {MARKDOWN_NAME: self.markdown(), JSON_NAME: _compact(asdict(self)) + "\n"}
+        for name, text in texts.items():
+            with replacing(folder / name) as part:
+                part.write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "RobustnessReport":
@@ -278,9 +281,3 @@ def _compact(report: dict[str, Any]) -> str:
     lines = ",\n    ".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in predictions.items())
     text = json.dumps({**report, "predictions": None}, indent=2)
     return text.replace('"predictions": null', f'"predictions": {{\n    {lines}\n  }}')
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, file)

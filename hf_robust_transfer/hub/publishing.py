@@ -1,12 +1,17 @@
 """Publish a checkpoint folder: one commit with everything a reader needs, and nothing that is not for others."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
+from transformers.utils import logging
 
 from ..evaluation.report import shown
 from .card import model_card, read_facts
@@ -19,8 +24,11 @@ _PUBLISHED = re.compile(
 )
 _REPORT = re.compile(r"robustness[._].*")
 _OLD_WEIGHTS = re.compile(r"model.*\.safetensors|model\.safetensors\.index\.json|pytorch_model.*\.bin")
-# Of a trainer's checkpoint in a folder of its own, to resume from: everything but the pickled arguments.
-_NOT_TO_RESUME_FROM = "training_args.bin"
+# The one file of a trainer's checkpoint that holds the token, and that resuming does not need.
+_PICKLED_ARGUMENTS = "training_args.bin"
+
+logger = logging.get_logger(__name__)
+_background = HfApi()  # its worker takes one job after another
 
 
 class PublishingError(ValueError):
@@ -79,7 +87,7 @@ def publish(
     revision: str = "main",
     commit_message: str = "Publish model and model card",
     license: str | None = None,
-    checkpoint: tuple[str, Path] | None = None,
+    resumable_at: str | None = None,
 ) -> CommitInfo:
     """Upload a checkpoint folder to the Hub, in one commit on top of what is there now.
 
@@ -93,17 +101,20 @@ def publish(
         revision: the branch; another than main is made where it does not exist.
         commit_message: of the commit.
         license: of the weights, for the card.
-        checkpoint: to resume training from, a folder in the repository and the trainer's checkpoint folder.
+        resumable_at: a folder in the repository, to put all there is for resuming a training into.
 
     Raises:
         ValueError: the folder holds no checkpoint that can be loaded.
         PublishingError: the Hub refused, or could not be reached.
     """
     files = files_to_publish(folder, repo_id, license=license)
-    if checkpoint is not None:
-        prefix, source = checkpoint
-        extra = {file.relative_to(source).as_posix(): file for file in sorted(source.rglob("*")) if file.is_file()}
-        files |= {f"{prefix}/{name}": file for name, file in extra.items() if Path(name).name != _NOT_TO_RESUME_FROM}
+    if resumable_at is not None:
+        everything = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
+        files |= {
+            f"{resumable_at}/{file.relative_to(folder).as_posix()}": file
+            for file in everything
+            if file.name != _PICKLED_ARGUMENTS
+        }
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -127,6 +138,36 @@ def publish(
             f"publishing to {repo_id} failed: {_reason(error)} Nothing of it is on the Hub, and {folder} is as it was."
             f" Publish it later, without training again: {later}"
         ) from error
+
+
+def publish_in_background(folder: str | Path, staged: Path, **options: Any) -> "Future[CommitInfo]":
+    """`publish` a folder while the caller goes on; a failure is a warning.
+
+    Args:
+        folder: may change or vanish meanwhile.
+        staged: a folder to make and remove, on the same file system, which keeps the files until they are uploaded.
+        options: all other arguments of `publish`.
+    """
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(folder, staged, copy_function=_link)
+
+    def work() -> CommitInfo:
+        try:
+            return publish(staged, **options)
+        except Exception as error:
+            logger.warning(f"a checkpoint could not be published, training goes on: {error.__cause__ or error}")
+            raise
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    return _background.run_as_future(work)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _reason(error: Exception) -> str:

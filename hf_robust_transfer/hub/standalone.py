@@ -1,12 +1,13 @@
 """Checkpoints that stand alone: one folder for `transformers` and, where the architecture is timm's, for timm too."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from ..files import replacing
 
 _PREFIX = "timm_model."  # what `TimmWrapperForImageClassification` puts before timm's names, and timm does not know
 
@@ -36,9 +37,8 @@ def stand_alone(folder: str | Path) -> None:
                 continue
             tensors = {name.removeprefix(_PREFIX): opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata()
-        part = file.with_name(f"{file.name}.part")
-        save_file(tensors, part, metadata)
-        os.replace(part, file)
+        with replacing(file) as part:
+            save_file(tensors, part, metadata)
     index_file = folder / "model.safetensors.index.json"
     if index_file.is_file():
         index = json.loads(index_file.read_text())
@@ -47,6 +47,5 @@ def stand_alone(folder: str | Path) -> None:
 
 
 def _replace_json(file: Path, content: dict[str, Any]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, file)
+    with replacing(file) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n")

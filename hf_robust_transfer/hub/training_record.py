@@ -1,7 +1,6 @@
 """What a model card has to say about training, noted beside the weights when training ends."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from ..data import DataArguments, ImageSplits
 from ..evaluation.report import shown
 from ..evaluation.robustness import hardware
+from ..files import replacing
 from ..training_args import RobustTrainingArguments
 
 RECORD_NAME = "training.json"
@@ -76,10 +76,8 @@ def write_training_record(
         "hardware": hardware(),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
-    file = Path(args.output_dir or "", RECORD_NAME)
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(record, indent=2, default=str) + "\n")
-    os.replace(part, file)
+    with replacing(Path(args.output_dir or "", RECORD_NAME)) as part:
+        part.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
 def _shown(value: Any) -> Any:
