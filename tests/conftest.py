@@ -1,5 +1,6 @@
 """What several test files share: tiny real data, tiny models of every family, and the folder of larger ones."""
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
@@ -27,7 +28,9 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_robust_transfer.modeling import create_model
+from hf_robust_transfer.evaluation import evaluate_robustness
+from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
+from hf_robust_transfer.threat_model import ThreatModel
 
 torch.set_num_threads(1)  # on models this tiny several threads only wait for each other
 hypothesis.settings.register_profile("tests", deadline=None, database=None, derandomize=True)
@@ -154,6 +157,35 @@ def error_of(monkeypatch):
         return error
 
     return run_here
+
+
+@pytest.fixture
+def published(tiny, digit_batch, tmp_path):
+    """A folder as training and evaluation leave it: checkpoint, record, report and pictures."""
+    model, processor = tiny("timm-convnext")
+    folder = tmp_path / "mine"
+    model.config.robust_training = {"norm": "linf", "eps": "8/255", "data": {"dataset_name": str(tmp_path / "pets")}}
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    images, labels = digit_batch(count=30)
+    data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+    classifier = PixelClassifier(*load_model(str(folder)))
+    options = {"self_check_samples": 30, "curve_samples": 0, "progress": False, "data_name": "me/pets"}
+    evaluate_robustness(classifier, data, ThreatModel(), ["fgsm", "pgd-5"], **options).save(folder)
+    record = {
+        "command": "accelerate launch recipes/finetune.py --transfer lwf",
+        "base_model": "you/source",
+        "data": {"dataset_name": "me/pets"},
+        "images": {"train": 30, "validation": 10},
+        "options": {"objective": "natural", "freeze": "none", "lwf_weight": 0.5, "learning_rate": 0.01},
+        "processes": 1,
+        "seconds": 3.2,
+        "hardware": "CPU",
+        "versions": {"torch": "2.15.0"},
+    }
+    (folder / "training.json").write_text(json.dumps(record))
+    (folder / "training_args.bin").write_bytes(b"token")
+    return folder
 
 
 @pytest.fixture(autouse=True)

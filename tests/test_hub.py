@@ -12,11 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from hf_robust_transfer.evaluation import RobustnessReport, evaluate_robustness
+from hf_robust_transfer.evaluation import RobustnessReport
 from hf_robust_transfer.hub import files_to_publish, model_card, read_facts, stand_alone
 from hf_robust_transfer.hub.training_record import command_line
-from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
-from hf_robust_transfer.threat_model import ThreatModel
+from hf_robust_transfer.modeling import create_model, load_model
 
 MORE_TIMM = ("mobilenetv3_small_050", "regnetx_002", "cifar_resnet18")
 LABELS = {0: "cat", 1: "dog", 2: "frog"}
@@ -61,35 +60,6 @@ def test_standing_alone_is_done_once_and_for_all(saved):
 
 
 # ---- the model card ----
-
-
-@pytest.fixture
-def published(tiny, digit_batch, tmp_path):
-    """A folder as training and evaluation leave it: checkpoint, record, report and pictures."""
-    model, processor = tiny("timm-convnext")
-    folder = tmp_path / "mine"
-    model.config.robust_training = {"norm": "linf", "eps": "8/255", "data": {"dataset_name": str(tmp_path / "pets")}}
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    images, labels = digit_batch(count=30)
-    data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
-    classifier = PixelClassifier(*load_model(str(folder)))
-    options = {"self_check_samples": 30, "curve_samples": 0, "progress": False, "data_name": "me/pets"}
-    evaluate_robustness(classifier, data, ThreatModel(), ["fgsm", "pgd-5"], **options).save(folder)
-    record = {
-        "command": "accelerate launch recipes/finetune.py --transfer lwf",
-        "base_model": "you/source",
-        "data": {"dataset_name": "me/pets"},
-        "images": {"train": 30, "validation": 10},
-        "options": {"objective": "natural", "freeze": "none", "lwf_weight": 0.5, "learning_rate": 0.01},
-        "processes": 1,
-        "seconds": 3.2,
-        "hardware": "CPU",
-        "versions": {"torch": "2.15.0"},
-    }
-    (folder / "training.json").write_text(json.dumps(record))
-    (folder / "training_args.bin").write_bytes(b"token")
-    return folder
 
 
 def test_the_card_gives_back_what_was_measured(published):
