@@ -1,19 +1,11 @@
-import os
-import pickle
-from importlib.util import find_spec
-from pathlib import Path
-
-import datasets
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from timm.models import group_parameters
 from torch import nn
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     BeitConfig,
     BeitForImageClassification,
@@ -31,7 +23,6 @@ from hf_robust_transfer.modeling import (
     PixelClassifier,
     classifier_layer,
     create_model,
-    import_checkpoint,
     load_model,
     pixel_statistics,
     replace_head,
@@ -197,6 +188,14 @@ def test_the_saved_folder_serves_a_pipeline_that_agrees(tiny, kind, tmp_path):
     with torch.no_grad():
         expected = PixelClassifier(model, processor)(to_pixels(processor)(image)[None]).softmax(1)[0]
     assert scores == pytest.approx(dict(zip(ANIMALS.values(), expected.tolist(), strict=True)), abs=1e-5)
+
+
+def test_a_checkpoint_in_half_precision_is_loaded_in_float32(tiny, tmp_path):
+    model, processor = tiny("hf-vit")
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, _ = load_model(str(tmp_path))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
 
 
 # New heads
@@ -400,180 +399,3 @@ def test_timm_knows_the_networks_and_their_blocks(name):
     model.reset_classifier(7)
     assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 7)
     assert model.forward_head(model.forward_features(torch.rand(1, 3, 32, 32)), pre_logits=True).dim() == 2
-
-
-# Checkpoints from outside
-
-
-def cifar10(shared):
-    test = datasets.load_dataset("parquet", data_files=str(shared / "data/cifar10/test-*.parquet"), split="train")
-    test = test.select(range(200))
-    images = torch.stack([torch.tensor(np.asarray(image)) for image in test["image"]]).permute(0, 3, 1, 2) / 255
-    return images, torch.tensor(test["label"]), dict(enumerate(test.features["label"].names))
-
-
-def accuracy(classifier, images, labels):
-    with torch.inference_mode():
-        return (torch.cat([classifier(part) for part in images.split(50)]).argmax(1) == labels).float().mean().item()
-
-
-def test_the_robust_source_keeps_its_accuracy_when_imported(shared):
-    file = shared / "models/cifar10_resnet18_linf8.pt"
-    if not file.exists():
-        pytest.skip(f"there is no source checkpoint at {file}")
-    images, labels, id2label = cifar10(shared)
-    model, processor = import_checkpoint(file, architecture="cifar_resnet18", id2label=id2label)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # the file's are float16
-    assert not model.training
-    assert accuracy(PixelClassifier(model, processor), images, labels) >= 0.72
-
-
-def test_the_natural_source_of_pyautoattack_keeps_its_accuracy_when_imported(shared):
-    package = find_spec("pyautoattack")
-    file = Path(package.origin).parent / "examples/model_test.pt" if package else None
-    if file is None or not file.exists():
-        pytest.skip("the package pyautoattack, which carries the checkpoint, is absent or carries it no more")
-    images, labels, id2label = cifar10(shared)
-    model, processor = import_checkpoint(file, architecture="cifar_resnet18", id2label=id2label)
-    assert accuracy(PixelClassifier(model, processor), images, labels) >= 0.78
-
-
-@pytest.fixture(scope="module")
-def weights():
-    """The weights of a network of three classes, as its author would have saved them."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        return timm.create_model("test_resnet", num_classes=3).state_dict()
-
-
-def assert_imported(file, weights):
-    model, _ = import_checkpoint(file, architecture="test_resnet", id2label=ANIMALS)
-    assert model.config.id2label == ANIMALS
-    torch.testing.assert_close(dict(model.timm_model.state_dict()), dict(weights), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("wrapping", [None, "state_dict", "model_state_dict", "model", "net"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_are_found_in_the_usual_wrappings(weights, tmp_path, wrapping, prefix):
-    content = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
-    torch.save({wrapping: content, "epoch": 5, "accuracy": 0.5} if wrapping else content, tmp_path / "model.pth")
-    assert_imported(tmp_path / "model.pth", weights)
-
-
-def test_weights_without_batch_norm_counters_are_complete(weights, tmp_path):
-    torch.save({name: w for name, w in weights.items() if not name.endswith("num_batches_tracked")}, tmp_path / "model.pt")
-    assert_imported(tmp_path / "model.pt", weights)
-
-
-def test_weights_in_half_precision_become_float32(weights, tmp_path):
-    half = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-    torch.save(half, tmp_path / "model.pt")
-    assert_imported(tmp_path / "model.pt", {name: half[name].to(tensor.dtype) for name, tensor in weights.items()})
-
-
-def test_a_safetensors_file_is_read(weights, tmp_path):
-    save_file(weights, tmp_path / "model.safetensors")
-    assert_imported(tmp_path / "model.safetensors", weights)
-
-
-def test_the_names_of_the_usual_cifar_resnet_are_understood(tmp_path):
-    original = timm.create_model("cifar_resnet18", num_classes=3)
-    renamed = {
-        name.replace("downsample.", "shortcut.").replace("fc.", "linear."): tensor
-        for name, tensor in original.state_dict().items()
-    }
-    torch.save({"net": renamed}, tmp_path / "ckpt.pth")
-    model, _ = import_checkpoint(tmp_path / "ckpt.pth", architecture="cifar_resnet18", id2label=ANIMALS)
-    assert_same_weights(model.timm_model, original)
-    assert "linear.weight" in renamed and "layer2.0.shortcut.0.weight" in renamed
-
-
-def test_an_imported_model_is_saved_and_loaded_like_any_other(weights, tmp_path):
-    torch.save(weights, tmp_path / "model.pt")
-    statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    model, processor = import_checkpoint(
-        tmp_path / "model.pt", architecture="test_resnet", id2label=ANIMALS, image_size=24, **statistics
-    )
-    folder = saved(model, processor, tmp_path / "saved")
-    assert pixel_statistics(AutoImageProcessor.from_pretrained(folder)) == tuple(statistics.values())
-    assert to_pixels(AutoImageProcessor.from_pretrained(folder))(Image.new("RGB", (50, 40))).shape == (3, 24, 24)
-
-
-class Payload:
-    """Unpickling this runs a command."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize(
-    ("write", "read"),
-    [(torch.save, lambda file: torch.load(file, weights_only=False)), (pickle.dump, pickle.load)],
-    ids=["torch", "pickle"],
-)
-@pytest.mark.parametrize("wrap", [lambda payload: payload, lambda payload: {"state_dict": {}, "optimizer": payload}])
-def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path, write, read, wrap):
-    trace, file = tmp_path / "it ran", tmp_path / "model.pt"
-    with file.open("wb") as opened:
-        write(wrap(Payload(f"touch '{trace}'")), opened)
-    with pytest.raises(ValueError, match="run code"):
-        import_checkpoint(file, architecture="test_resnet", id2label=ANIMALS)
-    assert not trace.exists()
-    with file.open("rb") as opened:
-        read(opened)
-    assert trace.exists(), "the file would have done no harm, so the test proves nothing"
-
-
-def test_a_whole_pickled_module_is_refused_with_advice(weights, tmp_path):
-    torch.save(timm.create_model("test_resnet", num_classes=3), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"state_dict\(\)"):
-        import_checkpoint(tmp_path / "model.pt", architecture="test_resnet", id2label=ANIMALS)
-
-
-@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"<!DOCTYPE html>\n<html><head><title>404</title></head></html>\n",
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 22406603\n",
-        b"",
-        b"PK\x03\x04 cut off",
-    ],
-    ids=["HTML", "LFS pointer", "empty", "truncated"],
-)
-def test_a_file_that_is_no_checkpoint_is_refused_as_such_and_not_for_code_in_it(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not a PyTorch checkpoint"):
-        import_checkpoint(tmp_path / name, architecture="test_resnet", id2label=ANIMALS)
-
-
-@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 5}, {}, torch.zeros(3), {0: torch.zeros(2)}])
-def test_a_checkpoint_without_weights_by_name_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match=r"state dict|do not fit"):
-        import_checkpoint(tmp_path / "model.pt", architecture="test_resnet", id2label=ANIMALS)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"absent\.pt is not a file"):
-        import_checkpoint(tmp_path / "absent.pt", architecture="test_resnet", id2label=ANIMALS)
-
-
-def test_weights_of_another_architecture_or_number_of_classes_are_refused_by_name(weights, tmp_path):
-    torch.save(weights, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="do not fit test_convnext with 3 labels"):
-        import_checkpoint(tmp_path / "model.pt", architecture="test_convnext", id2label=ANIMALS)
-    with pytest.raises(ValueError, match=r"2 tensors are missing.*fc\.bias, fc\.weight"):
-        import_checkpoint(tmp_path / "model.pt", architecture="test_resnet", id2label={0: "left", 1: "right"})
-
-
-def test_a_checkpoint_in_half_precision_is_loaded_in_float32(tiny, tmp_path):
-    model, processor = tiny("hf-vit")
-    model.to(torch.bfloat16).save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    loaded, _ = load_model(str(tmp_path))
-    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}

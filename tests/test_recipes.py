@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -235,25 +234,6 @@ def test_a_damaged_image_is_named_before_training(tmp_path, digits):
         r"error: image in row \d+ of the (train|validation) split \(.*dog/3\.png\) cannot be read", last
     )
     assert "Traceback" not in errors and not (tmp_path / "run").exists()
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_checkpoint_with_code_is_refused_without_running_it(tmp_path):
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Payload(tmp_path / "ran")}))
-    status, _, errors = run(
-        "import_checkpoint.py",
-        *("--file", tmp_path / "evil.pt", "--architecture", "cifar_resnet18", "--labels", "a", "b"),
-        *("--output_dir", tmp_path / "imported"),
-    )
-    assert status == 1 and "holds more than weights" in errors and "Traceback" not in errors
-    assert not (tmp_path / "ran").exists() and not (tmp_path / "imported").exists()
 
 
 @pytest.mark.parametrize("recipe", ["pretrain.py", "finetune.py", "import_checkpoint.py"])

@@ -2,87 +2,156 @@
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .loading import create_model
+from .classifier import classifier_layer
+from .loading import create_model, replace_head
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
-_RENAMINGS = ((r"\bshortcut\.", "downsample."), (r"^linear\.", "fc."))
+# What `DataParallel`, MadryLab's AttackerModel and its Attacker, and RobustBench put before the network's own names.
+_PREFIXES = re.compile(r"^(?:(?:module|attacker|model)\.)+")
+# Where they keep their normalisation: MadryLab's model and attacker, RobustBench's first layer and its network classes.
+_MEANS = ("normalizer.new_mean", "normalize.new_mean", "normalize.mean", "mu")
+_STDS = ("normalizer.new_std", "normalize.new_std", "normalize.std", "sigma")
+_UNUSED = "sub_block1."  # WideResNets of TRADES have these layers, but never apply them
+# From the names in a file to timm's, one scheme after the other until a name fits the architecture.
+_RENAMINGS: tuple[tuple[tuple[str, str], ...], ...] = (
+    (),
+    ((r"\bshortcut\.", "downsample."), (r"^linear\.", "fc.")),  # ResNets for CIFAR
+    (  # WideResNets for CIFAR
+        (r"^conv1\.", "stem.conv."),
+        (r"^block1\.layer\.", "stages.0.blocks."),
+        (r"^block2\.layer\.", "stages.1.blocks."),
+        (r"^block3\.layer\.", "stages.2.blocks."),
+        (r"\.bn([12])\.", r".norm\1."),
+        (r"\.convShortcut\.", ".downsample.conv."),
+        (r"^bn1\.", "norm."),
+        (r"^fc\.", "head.fc."),
+    ),
+)
+
+
+class ExternalCheckpoint(NamedTuple):
+    """What a file holds: weights by the network's own names, and the normalisation of [0, 1] pixels if it is in there."""
+
+    file: Path
+    weights: dict[str, Tensor]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def read_checkpoint(file: str | Path) -> ExternalCheckpoint:
+    """Read the weights of an external PyTorch checkpoint. Nothing is unpickled but tensors and plain containers.
+
+    Understood are a bare state dict or one under ``state_dict``, ``model_state_dict``, ``model`` or ``net``, whatever plain
+    things lie beside it; the prefixes of `DataParallel`, of MadryLab's ``robustness`` (which keeps a network twice) and of
+    RobustBench; and their normalisers. Layers that TRADES' WideResNets have but never apply are left out.
+
+    Args:
+        file: a ``.pt``/``.pth`` file or a ``.safetensors`` one.
+
+    Returns:
+        The weights, and the file's own normalisation or None.
+
+    Raises:
+        ValueError: the file is missing, holds code or is no checkpoint, or it holds two different networks.
+
+    Example:
+        >>> read_checkpoint("cifar_linf_8.pt").mean  # doctest: +SKIP
+        (0.4914, 0.4822, 0.4465)
+    """
+    file = Path(file)
+    weights: dict[str, Tensor] = {}
+    for key, value in _read_tensors(file).items():
+        name = _PREFIXES.sub("", key)
+        if not name.startswith(_UNUSED):
+            _add(weights, name, value, file)
+    return ExternalCheckpoint(file, weights, _statistics(weights, _MEANS, file), _statistics(weights, _STDS, file))
 
 
 def import_checkpoint(
-    file: str | Path,
+    file: str | Path | ExternalCheckpoint,
     *,
     architecture: str,
-    id2label: dict[int, str],
+    id2label: dict[int, str] | None = None,
     model_args: dict[str, Any] | None = None,
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0),
-    std: tuple[float, ...] = (1.0, 1.0, 1.0),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     image_size: int | None = None,
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Turn an external PyTorch checkpoint into a model and image processor that `save_pretrained` can write.
 
-    Understood are a bare state dict or one wrapped as ``{"state_dict": …}`` or ``{"net": …}``, keys with a ``module.``
-    prefix, the names ``shortcut`` and ``linear`` of the usual CIFAR ResNet, and weights in half precision, which become
-    float32. Nothing is unpickled but tensors and plain containers.
+    Besides timm's own names, those of torchvision's ResNets, of the usual ResNets for CIFAR (``shortcut``, ``linear``;
+    `cifar_resnet18`) and of TRADES' WideResNets (``block1.layer.0.bn1``, …; `cifar_wrn`) are understood. Weights in half
+    precision become float32.
 
     Args:
-        file: a ``.pt``/``.pth`` file or a ``.safetensors`` one.
+        file: a ``.pt``/``.pth`` file or a ``.safetensors`` one, or what `read_checkpoint` made of it.
         architecture: the timm architecture that the weights belong to, such as ``cifar_resnet18``.
-        id2label: the names of its classes, by index.
+        id2label: the names of its classes, by index; by default ``LABEL_0``, … for as many as the weights have.
         model_args: arguments of the architecture's constructor.
-        mean, std: the normalisation that the network expects of [0, 1] pixels, by default none.
+        mean, std: the normalisation that the network expects of [0, 1] pixels, by default the file's own, else none.
         image_size: the side of its input in pixels, by default the architecture's own.
 
+    Returns:
+        The model in float32 and in eval mode, and its image processor, as `create_model` gives them.
+
     Raises:
-        ValueError: the file is missing, holds code or is no checkpoint, or its weights do not fit the architecture.
+        ValueError: whatever `read_checkpoint` raises, weights that do not fit the architecture or the labels, or a
+            normalisation that is not in [0, 1] pixel units.
+
+    Example:
+        >>> labels = {0: "cat", 1: "dog"}
+        >>> model, processor = import_checkpoint("a.pt", architecture="resnet18", id2label=labels)  # doctest: +SKIP
+        >>> model.save_pretrained("source"); processor.save_pretrained("source")  # doctest: +SKIP
     """
-    file = Path(file)
-    state = _read_weights(file)
+    checkpoint = file if isinstance(file, ExternalCheckpoint) else read_checkpoint(file)
+    labels = {0: "LABEL_0"} if id2label is None else id2label
+    mean, std = mean or checkpoint.mean or (0.0, 0.0, 0.0), std or checkpoint.std or (1.0, 1.0, 1.0)
     model, processor = create_model(
-        architecture, id2label=id2label, model_args=model_args, mean=mean, std=std, image_size=image_size
+        architecture, id2label=labels, model_args=model_args, mean=mean, std=std, image_size=image_size
     )
+    _check_normalisation(mean, std, channels=model.config.pretrained_cfg["input_size"][0])
+
     expected = model.timm_model.state_dict()
-    weights = {key if key in expected else _rename(key): value for key, value in state.items()}
-    wrong = sorted(
-        key
-        for key in expected.keys() | weights.keys()
-        if not key.endswith("num_batches_tracked")
-        and (key not in expected or key not in weights or expected[key].shape != weights[key].shape)
-    )
-    if wrong:
-        raise ValueError(
-            f"{file}: the weights do not fit {architecture} with {len(id2label)} labels; {len(wrong)} tensors are missing,"
-            f" unknown or of another shape, first {', '.join(wrong[:4])}"
-        )
-    model.timm_model.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()}, strict=False)
+    weights: dict[str, Tensor] = {}
+    for key, value in checkpoint.weights.items():
+        _add(weights, _renamed(key, expected), value, checkpoint.file)
+    head = weights.get(classifier_layer(model)[0].removeprefix("timm_model.") + ".weight")
+    if head is not None and head.ndim and len(head) != len(labels):
+        if id2label is not None:
+            raise ValueError(f"{checkpoint.file} has weights for {len(head)} classes, but there are {len(labels)} labels")
+        replace_head(model, {index: f"LABEL_{index}" for index in range(len(head))})
+        expected = model.timm_model.state_dict()
+    misfits = _misfits(weights, expected)
+    if misfits:
+        arguments = f" with {model_args}" if model_args else ""
+        raise ValueError(f"{checkpoint.file}: the weights do not fit {architecture}{arguments}: {misfits}")
+    fitting = {key: value.to(expected[key].dtype) for key, value in weights.items() if key in expected}
+    model.timm_model.load_state_dict(fitting, strict=False)  # batch-norm counters may be missing
     return model, processor
 
 
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise ValueError(f"{file} is not a file")
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        with file.open("rb") as opened:
+            beginning = opened.read(1024)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if not _is_archive_or_pickle(file):
-            raise ValueError(f"{file} is not a PyTorch checkpoint; it begins with {_beginning(file)!r}") from error
-        raise ValueError(
-            f"{file} holds more than weights: loading it would run code from the file, which is refused. Save its"
-            " state_dict() alone where you trust the code, and import that"
-        ) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is not a PyTorch checkpoint; it begins with {_beginning(file)!r}") from error
+    except Exception as error:  # damaged files raise what they like: KeyError, struct.error, SafetensorError, …
+        raise ValueError(f"{file} {_why_not(beginning, error)}") from error
     for key in _WRAPPINGS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -94,18 +163,75 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _beginning(file: Path, length: int = 40) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(length)
+def _why_not(beginning: bytes, error: Exception) -> str:
+    """Why a file that begins like this, and fails to load with this error, is not imported."""
+    if beginning.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"html" in beginning.lower():
+        return (
+            "is not a PyTorch checkpoint but a web page: the download failed, as when a drive first asks for a confirmation"
+            " or its quota is exceeded. Open the link in a browser and download the file itself"
+        )
+    if isinstance(error, pickle.UnpicklingError) and beginning.startswith((b"PK\x03\x04", b"\x80")):
+        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return (
+            f"holds more than weights{f' ({forbidden[1]})' if forbidden else ''}: loading it would run code from the file,"
+            " which is refused. If you trust it, load it in the environment it came from, save the weights alone there with"
+            " torch.save(model.state_dict(), 'weights.pt'), and import that file"
+        )
+    # What the weights-only loader says speaks of how to switch it off.
+    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+    shown = f"it begins with {beginning[:40]!r}" + (f" ({reason})" if reason else "")
+    return f"is not a PyTorch checkpoint, or a damaged one; {shown}"
 
 
-def _is_archive_or_pickle(file: Path) -> bool:
-    """Whether this is at all what `torch.save` writes: a zip archive, or in old versions a pickle."""
-    return _beginning(file, 4) == b"PK\x03\x04" or _beginning(file, 1) == b"\x80"
+def _add(weights: dict[str, Tensor], name: str, value: Tensor, file: Path) -> None:
+    """Add a tensor; it may be there already, but not with other values."""
+    if name in weights and not torch.equal(weights[name], value):
+        raise ValueError(f"{file} holds two different tensors for {name}: save the one network's state_dict() alone")
+    weights[name] = value
 
 
-def _rename(key: str) -> str:
-    key = key.removeprefix("module.")
-    for pattern, replacement in _RENAMINGS:
-        key = re.sub(pattern, replacement, key)
+def _statistics(weights: dict[str, Tensor], names: tuple[str, ...], file: Path) -> tuple[float, ...] | None:
+    """Take the normaliser's buffers of these names out of the weights."""
+    found: dict[str, Tensor] = {}
+    for name in names:
+        if name in weights:
+            _add(found, names[0], weights.pop(name).flatten().float(), file)
+    # The shortest decimals that are these float32 numbers: 0.4914, not 0.49140000343322754.
+    return tuple(float(str(np.float32(value))) for value in found[names[0]].tolist()) if found else None
+
+
+def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(f"mean {mean} and std {std} must have a number for each of the {channels} colour channels")
+    if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
+        raise ValueError(f"mean {mean} and std {std} must be those of pixels in [0, 1]: divide those of 0 … 255 by 255")
+
+
+def _renamed(key: str, expected: Container[str]) -> str:
+    for scheme in _RENAMINGS:
+        name = key
+        for pattern, replacement in scheme:
+            name = re.sub(pattern, replacement, name)
+        if name in expected:
+            return name
     return key
+
+
+def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], shown: int = 4) -> str:
+    """What keeps the weights from fitting, in words; empty if they fit. Batch-norm counters may be missing."""
+    kinds = {
+        "missing from the file": [key for key in expected if key not in weights],
+        "unknown to the architecture": [key for key in weights if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
+            for key in expected
+            if key in weights and weights[key].shape != expected[key].shape
+        ],
+    }
+    parts = []
+    for kind, names in kinds.items():
+        names = [name for name in names if not name.endswith("num_batches_tracked")]
+        if names:
+            more = ", …" if len(names) > shown else ""
+            parts.append(f"{len(names)} {kind} ({', '.join(names[:shown])}{more})")
+    return ", ".join(parts)

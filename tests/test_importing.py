@@ -1,0 +1,772 @@
+"""External checkpoints, in the layouts their authors save them in, become models of ours with the same logits."""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import runpy
+import shutil
+import sys
+from collections import OrderedDict
+from importlib.util import find_spec
+from pathlib import Path
+
+import datasets
+import dill
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoImageProcessor, PreTrainedModel
+
+from hf_robust_transfer.data import to_pixels
+from hf_robust_transfer.modeling import PixelClassifier, import_checkpoint, load_model, pixel_statistics
+from hf_robust_transfer.modeling.importing import read_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)
+RESNET = {"architecture": "cifar_resnet18"}
+WRN = {"architecture": "cifar_wrn", "model_args": {"depth": 16, "width": 2}}
+
+
+# The networks that external checkpoints belong to, with the names their authors gave the layers
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        changes = stride > 1 or inside != outside
+        parts = (nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)) if changes else ()
+        self.shortcut = nn.Sequential(*parts)
+
+    def forward(self, x):
+        inner = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(x))
+
+
+class CifarResNet18(nn.Module):
+    """As in pytorch-cifar, MadryLab's robustness and RobustBench."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
+        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
+        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
+        self.linear = nn.Linear(512, classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.linear(F.avg_pool2d(x, 4).flatten(1))
+
+
+class PreActivationBlock(nn.Module):
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.convShortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if inside != outside else None
+
+    def forward(self, x):
+        active = F.relu(self.bn1(x))
+        kept = x if self.convShortcut is None else self.convShortcut(active)
+        return kept + self.conv2(F.relu(self.bn2(self.conv1(active))))
+
+
+class Stage(nn.Module):
+    def __init__(self, blocks, inside, outside, stride):
+        super().__init__()
+        first = PreActivationBlock(inside, outside, stride)
+        self.layer = nn.Sequential(first, *(PreActivationBlock(outside, outside, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class TradesWideResNet(nn.Module):
+    """As in TRADES and RobustBench; ``sub_block1``, which TRADES has, takes no part in the forward pass."""
+
+    def __init__(self, depth=16, width=2, classes=3, sub_block=True):
+        super().__init__()
+        blocks = (depth - 4) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.block1 = Stage(blocks, 16, 16 * width, 1)
+        if sub_block:
+            self.sub_block1 = Stage(blocks, 16, 16 * width, 1)
+        self.block2 = Stage(blocks, 16 * width, 32 * width, 2)
+        self.block3 = Stage(blocks, 32 * width, 64 * width, 2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, classes)
+
+    def forward(self, x):
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        return self.fc(F.avg_pool2d(F.relu(self.bn1(x)), 8).flatten(1))
+
+
+class InputNormalize(nn.Module):
+    """MadryLab's normaliser, with buffers (3, 1, 1)."""
+
+    def __init__(self, mean=CIFAR_MEAN, std=CIFAR_STD):
+        super().__init__()
+        self.register_buffer("new_mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("new_std", torch.tensor(std)[:, None, None])
+
+    def forward(self, x):
+        return (x.clamp(0, 1) - self.new_mean) / self.new_std
+
+
+class Attacker(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.normalize = InputNormalize()
+        self.model = model
+
+
+class AttackerModel(nn.Module):
+    """What MadryLab's robustness saves: the network and its normaliser, both also inside the attacker."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.normalizer = InputNormalize()
+        self.model = model
+        self.attacker = Attacker(model)
+
+    def forward(self, x):
+        return self.model(self.normalizer(x))
+
+
+class ImageNormalizer(nn.Module):
+    """RobustBench's normaliser, with buffers (1, 3, 1, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(CIFAR_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(CIFAR_STD).view(1, 3, 1, 1))
+
+    def forward(self, x):
+        return (x - self.mean) / self.std
+
+
+class ResNetWithStatistics(CifarResNet18):
+    """As RobustBench builds some of its networks: the normalisation among the network's own buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mu", torch.tensor(CIFAR_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("sigma", torch.tensor(CIFAR_STD).view(1, 3, 1, 1))
+
+    def forward(self, x):
+        return super().forward((x - self.mu) / self.sigma)
+
+
+def lively(network):
+    """The network in eval mode with batch-norms that do something, as after training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    return network.eval()
+
+
+def prefixed(network, prefix="module."):
+    return {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+
+
+def saved(content, folder, **options):
+    torch.save(content, folder / "checkpoint.pt", **options)
+    return folder / "checkpoint.pt"
+
+
+def assert_same_logits(network, file, size=32, **options):
+    model, processor = import_checkpoint(file, **{"id2label": ANIMALS, **options})
+    pixels = torch.rand(4, 3, size, size)
+    with torch.no_grad():
+        expected = network(pixels)
+        assert expected.std() > 0.01, "the logits say nothing"
+        torch.testing.assert_close(PixelClassifier(model, processor)(pixels), expected, rtol=1e-5, atol=1e-5)
+    return model, processor
+
+
+@pytest.mark.parametrize("layout", ["bare", "state_dict, module.", "net, module.", "net", "model_state_dict"])
+def test_a_cifar_resnet_of_the_usual_naming_keeps_its_logits(tmp_path, layout):
+    network = lively(CifarResNet18())
+    assert {"linear.weight", "layer2.0.shortcut.1.running_var"} <= network.state_dict().keys()
+    wrapping, _, prefix = layout.partition(", ")
+    weights = prefixed(network, prefix)
+    content = weights if wrapping == "bare" else {wrapping: weights, "acc": 84.1, "epoch": 30}
+    assert_same_logits(network, saved(content, tmp_path), **RESNET)
+
+
+@pytest.mark.parametrize("sub_block", [True, False], ids=["TRADES", "RobustBench"])
+@pytest.mark.parametrize("depth_width", [(16, 2), (10, 1)])
+def test_a_wide_residual_network_of_trades_keeps_its_logits(tmp_path, depth_width, sub_block):
+    depth, width = depth_width
+    network = lively(TradesWideResNet(depth, width, sub_block=sub_block))
+    file = saved({"state_dict": prefixed(network)}, tmp_path)
+    model, _ = assert_same_logits(network, file, architecture="cifar_wrn", model_args={"depth": depth, "width": width})
+    assert model.config.id2label == ANIMALS
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_of_torchvision_keeps_its_logits(tmp_path, name):
+    network = lively(torchvision.models.get_model(name, num_classes=3))
+    assert_same_logits(network, saved(network.state_dict(), tmp_path), size=64, architecture=name, image_size=64)
+
+
+def training_state(network):
+    """What lies beside the weights in a checkpoint of MadryLab's robustness."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.1 ** (epoch // 50))
+    return {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "epoch": 150, "amp": None}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"_use_new_zipfile_serialization": False}, {"pickle_module": dill}],
+    ids=["zip", "before PyTorch 1.6", "dill"],
+)
+@pytest.mark.parametrize(
+    ("network", "arguments"), [(CifarResNet18, RESNET), (TradesWideResNet, WRN)], ids=["resnet", "wrn"]
+)
+def test_a_checkpoint_of_madrylab_keeps_its_logits_and_its_own_normalisation(tmp_path, network, arguments, options):
+    whole = AttackerModel(network())
+    beside = training_state(whole)
+    lively(whole)
+    weights = prefixed(whole)
+    for name in ("module.normalizer.new_mean", "module.attacker.normalize.new_std", "module.attacker.model.conv1.weight"):
+        assert name in weights
+    file = saved({"model": weights, **beside}, tmp_path, **options)
+    _, processor = assert_same_logits(whole, file, **arguments)
+    assert pixel_statistics(processor) == (CIFAR_MEAN, CIFAR_STD)
+
+
+@pytest.mark.parametrize("prefix", ["module.attacker.", "attacker.", "module.model.", "model.model."])
+def test_half_of_a_checkpoint_of_madrylab_is_enough(tmp_path, prefix):
+    network = lively(CifarResNet18())
+    weights = prefixed(network, f"{prefix}model.")
+    assert_same_logits(network, saved({"state_dict": weights}, tmp_path), **RESNET)
+
+
+def test_an_imagenet_resnet_of_madrylab_keeps_its_logits(tmp_path):
+    whole = lively(AttackerModel(torchvision.models.resnet18(num_classes=3)))
+    assert_same_logits(whole, saved({"model": prefixed(whole)}, tmp_path), 64, architecture="resnet18", image_size=64)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_normalisation_of_a_robustbench_model_is_its_own(tmp_path, prefix):
+    layers = OrderedDict(normalize=ImageNormalizer(), model=TradesWideResNet(sub_block=False))
+    whole = lively(nn.Sequential(layers))
+    _, processor = assert_same_logits(whole, saved(prefixed(whole, prefix), tmp_path), **WRN)
+    assert pixel_statistics(processor) == (CIFAR_MEAN, CIFAR_STD)
+    inside = lively(ResNetWithStatistics())
+    assert_same_logits(inside, saved(prefixed(inside, prefix), tmp_path), **RESNET)
+
+
+def test_a_normalisation_that_is_given_goes_before_the_files_own(tmp_path):
+    whole = lively(AttackerModel(TradesWideResNet()))
+    file = saved({"model": prefixed(whole)}, tmp_path)
+    whole.normalizer = InputNormalize((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert_same_logits(whole, file, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), **WRN)
+    whole.normalizer = InputNormalize(CIFAR_MEAN, (0.4, 0.5, 0.6))
+    assert_same_logits(whole, file, std=(0.4, 0.5, 0.6), **WRN)
+
+
+def test_two_different_networks_in_one_file_are_refused(tmp_path):
+    weights = prefixed(AttackerModel(TradesWideResNet()))
+    weights["module.attacker.model.fc.bias"] = weights["module.attacker.model.fc.bias"] + 1
+    with pytest.raises(ValueError, match=r"checkpoint\.pt holds two different tensors for fc\.bias"):
+        import_checkpoint(saved({"model": weights}, tmp_path), id2label=ANIMALS, **WRN)
+    weights = prefixed(TradesWideResNet())
+    weights["module.mu"], weights["module.normalize.mean"] = torch.full((3,), 0.4), torch.full((3,), 0.5)
+    with pytest.raises(ValueError, match=r"two different tensors for normalizer\.new_mean"):
+        import_checkpoint(saved(weights, tmp_path), id2label=ANIMALS, **WRN)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"mean": (125.3, 123.0, 113.9)}, r"those of pixels in \[0, 1\]: divide those of 0 … 255 by 255"),
+        ({"std": (63.0, 62.1, 66.7)}, "divide"),
+        ({"std": (0.2, 0.0, 0.2)}, "divide"),
+        ({"mean": (0.5,)}, "a number for each of the 3 colour channels"),
+    ],
+)
+def test_a_normalisation_in_other_units_is_refused(tmp_path, statistics, message):
+    file = saved(TradesWideResNet().state_dict(), tmp_path)
+    with pytest.raises(ValueError, match=message):
+        import_checkpoint(file, id2label=ANIMALS, **WRN, **statistics)
+
+
+# Files of every kind
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """The weights of a network of three classes, as its author would have saved them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return timm.create_model("test_resnet", num_classes=3).state_dict()
+
+
+def assert_imported(file, weights):
+    model, _ = import_checkpoint(file, architecture="test_resnet", id2label=ANIMALS)
+    assert model.config.id2label == ANIMALS
+    torch.testing.assert_close(dict(model.timm_model.state_dict()), dict(weights), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrapping", [None, "state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_weights_are_found_in_the_usual_wrappings(weights, tmp_path, wrapping, prefix):
+    content = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    file = saved({wrapping: content, "epoch": 5, "accuracy": 0.5} if wrapping else content, tmp_path)
+    assert_imported(file, weights)
+
+
+def test_weights_without_batch_norm_counters_are_complete_and_more_counters_do_no_harm(weights, tmp_path):
+    without = {name: tensor for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
+    assert_imported(saved(without, tmp_path), weights)
+    assert_imported(saved({**weights, "norm.num_batches_tracked": torch.tensor(7)}, tmp_path), weights)
+
+
+def test_weights_in_half_precision_become_float32(weights, tmp_path):
+    half = {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+    assert_imported(saved(half, tmp_path), {name: half[name].to(tensor.dtype) for name, tensor in weights.items()})
+
+
+def test_a_safetensors_file_is_read(weights, tmp_path):
+    save_file(weights, tmp_path / "model.safetensors")
+    assert_imported(tmp_path / "model.safetensors", weights)
+
+
+def test_an_imported_model_is_saved_and_loaded_like_any_other(weights, tmp_path):
+    statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    model, processor = import_checkpoint(
+        saved(weights, tmp_path), architecture="test_resnet", id2label=ANIMALS, image_size=24, **statistics
+    )
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AutoImageProcessor.from_pretrained(tmp_path / "saved")
+    assert pixel_statistics(loaded) == pixel_statistics(processor) == tuple(statistics.values())
+    assert to_pixels(loaded)(Image.new("RGB", (50, 40))).shape == (3, 24, 24)
+
+
+def test_labels_that_are_not_given_are_as_many_as_the_weights_have(weights, tmp_path):
+    model, processor = import_checkpoint(saved(weights, tmp_path), architecture="test_resnet")
+    assert model.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    torch.testing.assert_close(dict(model.timm_model.state_dict()), dict(weights), rtol=0, atol=0)
+    model.save_pretrained(tmp_path / "saved")
+    reloaded, _ = load_model(str(tmp_path / "saved"))
+    assert reloaded.config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert PixelClassifier(reloaded, processor)(torch.rand(1, 3, 64, 64)).shape == (1, 3)
+
+
+class Payload:
+    """Unpickling this runs a command."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(torch.save, lambda file: torch.load(file, weights_only=False)), (pickle.dump, pickle.load)],
+    ids=["torch", "pickle"],
+)
+@pytest.mark.parametrize("wrap", [lambda payload: payload, lambda payload: {"state_dict": {}, "optimizer": payload}])
+def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path, write, read, wrap):
+    trace, file = tmp_path / "it ran", tmp_path / "model.pt"
+    with file.open("wb") as opened:
+        write(wrap(Payload(f"touch '{trace}'")), opened)
+    with pytest.raises(ValueError, match="run code"):
+        import_checkpoint(file, architecture="test_resnet", id2label=ANIMALS)
+    assert not trace.exists()
+    with file.open("rb") as opened:
+        read(opened)
+    assert trace.exists(), "the file would have done no harm, so the test proves nothing"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        (argparse.Namespace(arch="resnet50"), r" \(argparse\.Namespace\)"),
+        (np.float64(84.1), r" \(numpy\.\S+\.scalar\)"),
+        (lambda epoch: 0.1, r" \(dill\._dill\._create_function\)"),
+    ],
+    ids=["arguments", "numpy", "function"],
+)
+def test_plain_objects_beside_the_weights_are_refused_by_name_with_advice(weights, tmp_path, beside, named, zipped):
+    content = {"model": {f"module.{name}": tensor for name, tensor in weights.items()}, "args": beside}
+    file = saved(content, tmp_path, pickle_module=dill, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=rf"more than weights{named}: .*torch\.save\(model\.state_dict\(\)"):
+        import_checkpoint(file, architecture="test_resnet", id2label=ANIMALS)
+
+
+def test_a_whole_pickled_module_is_refused_with_advice(tmp_path):
+    file = saved(timm.create_model("test_resnet", num_classes=3), tmp_path)
+    with pytest.raises(ValueError, match=r"state_dict\(\)"):
+        import_checkpoint(file, architecture="test_resnet", id2label=ANIMALS)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"<!DOCTYPE html>\n<html><head><title>Quota exceeded</title></head></html>\n", "but a web page: the download"),
+        (b'\xef\xbb\xbf\r\n <HTML lang="en"><body>Virus scan warning</body></HTML>', "but a web page"),
+        (b'<?xml version="1.0"?>\n<!-- sign in --><html xmlns="http://www.w3.org/1999/xhtml">', "but a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 22406603\n", "begins with b'version ht"),
+        (b"", "begins with b''"),
+        (b"PK\x03\x04 cut off", "begins with b'PK"),
+        (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'shape': (1,)}", "begins with b..x93NUMPY"),
+    ],
+    ids=["HTML", "HTML after a mark", "XHTML", "LFS pointer", "empty", "truncated", "NumPy"],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_as_such_and_not_for_code_in_it(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is not a PyTorch checkpoint.*{reason}") as refused:
+        import_checkpoint(tmp_path / name, architecture="test_resnet", id2label=ANIMALS)
+    assert "weights_only" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, zipped):
+    file = saved({"state_dict": nn.BatchNorm2d(3).state_dict()}, tmp_path, _use_new_zipfile_serialization=zipped)
+    content = file.read_bytes()
+    places = np.random.default_rng(0).integers(0, len(content), 150).tolist()
+    cut_off = [content[:place] for place in places]
+    changed = [content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :] for place in places]
+    read = 0
+    for damaged in cut_off + changed:
+        file.write_bytes(damaged)
+        try:
+            read_checkpoint(file)
+            read += 1
+        except ValueError as error:
+            assert str(error).startswith(f"{file} ") and "\n" not in str(error)
+    assert read <= len(changed)  # where the damage is in a number, or between the records, nobody can tell
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], {"epoch": 5}, {}, torch.zeros(3), {0: torch.zeros(2)}])
+def test_a_checkpoint_without_weights_by_name_is_refused(tmp_path, content):
+    with pytest.raises(ValueError, match="state dict"):
+        import_checkpoint(saved(content, tmp_path), architecture="test_resnet", id2label=ANIMALS)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    for name, reason in (("absent.pt", "No such file"), (".", "Is a directory")):
+        with pytest.raises(ValueError, match=f"{tmp_path / name} cannot be read: {reason}"):
+            import_checkpoint(tmp_path / name, architecture="test_resnet", id2label=ANIMALS)
+
+
+# Weights that do not fit
+
+
+def test_missing_unknown_and_misshapen_tensors_are_named(tmp_path):
+    weights = dict(TradesWideResNet().state_dict())
+    del weights["block2.layer.0.convShortcut.weight"]
+    weights["block2.layer.0.scale"] = torch.zeros(1)
+    weights["block1.layer.1.bn2.bias"] = torch.zeros(5)
+    with pytest.raises(ValueError) as refused:
+        import_checkpoint(saved(weights, tmp_path), id2label=ANIMALS, **WRN)
+    assert str(refused.value).endswith(
+        "checkpoint.pt: the weights do not fit cifar_wrn with {'depth': 16, 'width': 2}:"
+        " 1 missing from the file (stages.1.blocks.0.downsample.conv.weight),"
+        " 1 unknown to the architecture (block2.layer.0.scale),"
+        " 1 of another shape (stages.0.blocks.1.norm2.bias (5,) instead of (32,))"
+    )
+
+
+class PreActivationResNet18(nn.Module):
+    """As in fast_adversarial: like the usual CIFAR ResNet by most of its names, but another network."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        for number, (inside, outside) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), start=1):
+            blocks = (PreActivationBlock(inside, outside, 1), PreActivationBlock(outside, outside, 1))
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+        self.bn = nn.BatchNorm2d(512)
+        self.linear = nn.Linear(512, 3)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "message"),
+    [
+        (TradesWideResNet, RESNET, r"fit cifar_resnet18: .* unknown to the architecture \(block1\.layer\.0\.bn1"),
+        (CifarResNet18, WRN, r"missing from the file \(stages\."),
+        (
+            CifarResNet18,
+            {"architecture": "resnet18"},
+            r"1 of another shape \(conv1\.weight \(64, 3, 3, 3\) instead",
+        ),
+        (PreActivationResNet18, RESNET, r"missing from the file \(bn1\.weight"),
+        (TradesWideResNet, {**WRN, "model_args": {"depth": 10, "width": 2}}, r"unknown .*block1\.layer\.1\."),
+        (TradesWideResNet, {**WRN, "model_args": {"depth": 22, "width": 2}}, r"missing .*stages\.0\.blocks\.2\."),
+        (TradesWideResNet, {**WRN, "model_args": {"depth": 16, "width": 1}}, r"shape .*\(32, 16, 3, 3\) instead of"),
+        (TradesWideResNet, {"architecture": "test_convnext"}, "do not fit test_convnext"),
+    ],
+    ids=["WRN", "ResNet", "stem", "pre-activation", "depth 10", "depth 22", "width", "ConvNeXt"],
+)
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path, network, arguments, message):
+    file = saved({"net": prefixed(network())}, tmp_path)
+    for labels in (ANIMALS, None):
+        with pytest.raises(ValueError, match=message):
+            import_checkpoint(file, id2label=labels, **arguments)
+
+
+def test_labels_of_another_number_are_refused(weights, tmp_path):
+    with pytest.raises(ValueError, match="has weights for 3 classes, but there are 2 labels"):
+        import_checkpoint(saved(weights, tmp_path), architecture="test_resnet", id2label={0: "left", 1: "right"})
+
+
+# The recipe
+
+TINY_WRN = ("--architecture", "cifar_wrn", "--model_args", '{"depth": 10, "width": 1}')
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """A MadryLab checkpoint, and a test split of 40 images of which its network classifies 30 correctly.
+
+    The files lie in the folder, the images in its ``images``; each class has at most half of them.
+    """
+    folder = tmp_path_factory.mktemp("task")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = lively(AttackerModel(TradesWideResNet(10, 1)))
+        images = torch.randint(0, 256, (600, 3, 1, 1)) * torch.ones(32, 32) + torch.randint(-40, 40, (600, 3, 32, 32))
+    images = images.clamp(0, 255).to(torch.uint8)
+    with torch.no_grad():
+        logits = network(images / 255)
+        network.model.fc.bias -= logits.median(0).values  # else one class has nearly all
+        predictions = network(images / 255).argmax(1)
+    rows = torch.cat([(predictions == label).nonzero()[:count, 0] for label, count in ((0, 14), (1, 13), (2, 13))])
+    assert len(rows) == 40
+    torch.save({"model": prefixed(network), "epoch": 1}, folder / "robust.pt")
+    labels = [int(label) if row % 4 else (int(label) + 1) % 3 for row, label in enumerate(predictions[rows])]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(ANIMALS.values()))})
+    pixels = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images[rows]]
+    (folder / "images").mkdir()
+    split = datasets.Dataset.from_dict({"image": pixels, "label": labels}, features=features)
+    split.to_parquet(folder / "images" / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """A function (*arguments) -> what the recipe prints, run in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "recipes" / "import_checkpoint.py"), *map(str, arguments)])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def wilson(share, count, z=1.959964):
+    """The bounds of the 95 % score interval, as Wilson (1927) writes them."""
+    middle = share + z**2 / (2 * count)
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return (middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)
+
+
+def test_the_recipe_writes_a_checkpoint_with_the_datas_labels_and_prints_its_accuracy(task, tmp_path, run_here):
+    output = run_here(
+        task / "robust.pt", *TINY_WRN, "--dataset_name", task / "images", "--output_dir", tmp_path / "new" / "source"
+    )
+    low, high = wilson(0.75, 40)
+    assert f"clean accuracy 75.0% ({low:.1%} – {high:.1%}) on 40 images of the test split" in output
+    assert f"mean {CIFAR_MEAN} (the file's own), std {CIFAR_STD} (the file's own)" in output
+    assert "WARNING" not in output
+    model, processor = load_model(str(tmp_path / "new" / "source"))
+    assert model.config.id2label == ANIMALS and model.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
+    assert pixel_statistics(processor) == (CIFAR_MEAN, CIFAR_STD)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["source"]
+    config = (tmp_path / "new" / "source" / "config.json").read_text()
+    for own in (str(tmp_path), str(task), str(REPOSITORY), "robust.pt", str(Path.home())):
+        assert own not in config
+    assert sorted(path.name for path in (tmp_path / "new" / "source").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("given", ["labels", "json", "file"])
+def test_labels_are_given_as_words_or_as_json(task, tmp_path, run_here, given):
+    named = {"2": "eel", "0": "cat", "1": "dog"}
+    (tmp_path / "labels.json").write_text(json.dumps(named))
+    flags = {
+        "labels": ("--labels", "cat", "dog", "eel"),
+        "json": ("--id2label", json.dumps(named)),
+        "file": ("--id2label", tmp_path / "labels.json"),
+    }[given]
+    output = run_here("--file", task / "robust.pt", *TINY_WRN, *flags, "--output_dir", tmp_path / "source")
+    assert "accuracy" not in output and "cifar_wrn with 3 labels" in output
+    assert load_model(str(tmp_path / "source"))[0].config.id2label == ANIMALS
+
+
+def test_options_may_stand_in_a_file(task, tmp_path, run_here):
+    options = {
+        "file": str(task / "robust.pt"),
+        "architecture": "cifar_wrn",
+        "model_args": {"depth": 10, "width": 1},
+        "id2label": {"0": "a", "1": "b", "2": "c"},
+        "output_dir": str(tmp_path / "source"),
+    }
+    (tmp_path / "import.yaml").write_text(json.dumps(options))
+    run_here(tmp_path / "import.yaml", "--mean", 0.5, 0.5, 0.5)
+    model, processor = load_model(str(tmp_path / "source"))
+    assert list(model.config.id2label.values()) == ["a", "b", "c"]
+    assert pixel_statistics(processor) == ((0.5, 0.5, 0.5), CIFAR_STD)
+
+
+def test_the_recipe_says_when_a_given_normalisation_displaces_the_files_own(task, tmp_path, run_here):
+    output = run_here(
+        task / "robust.pt", *TINY_WRN, "--labels", *"abc", "--std", 1, 1, 1, "--output_dir", tmp_path / "source"
+    )
+    assert f"std (1.0, 1.0, 1.0) (as given instead of the file's own {CIFAR_STD})" in output
+
+
+def test_accuracy_at_chance_is_warned_of(task, tmp_path, run_here):
+    arguments = (task / "robust.pt", *TINY_WRN, "--labels", "dog", "eel", "cat", "--dataset_name", task / "images")
+    output = run_here(*arguments, "--output_dir", tmp_path / "source")
+    share = float(re.search(r"clean accuracy (\d+\.\d)%", output)[1])
+    assert share < 30  # the images of one class are taken for another's
+    assert "WARNING" in output and "--mean" in output and "order of the labels" in output
+    assert (tmp_path / "source" / "config.json").exists()
+
+
+def test_an_empty_folder_is_used_and_a_used_one_is_left_alone(task, tmp_path, run_here, error_of):
+    (tmp_path / "source").mkdir()
+    arguments = (task / "robust.pt", *TINY_WRN, "--labels", *"abc", "--output_dir", tmp_path / "source")
+    run_here(*arguments)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    assert "holds a model: choose a new or an empty folder" in error_of("import_checkpoint.py", *arguments)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()} == before
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    assert "notes is not empty" in error_of("import_checkpoint.py", *arguments[:-1], tmp_path / "notes")
+    assert "a.txt is a file" in error_of("import_checkpoint.py", *arguments[:-1], tmp_path / "notes" / "a.txt")
+    assert "cannot be made in" in error_of("import_checkpoint.py", *arguments[:-1], tmp_path / "notes" / "a.txt" / "b")
+
+
+def test_an_import_that_breaks_off_leaves_nothing_behind(task, tmp_path, run_here, monkeypatch):
+    whole = PreTrainedModel.save_pretrained
+
+    def breaks_off(self, folder, **options):
+        whole(self, folder, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", breaks_off)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(task / "robust.pt", *TINY_WRN, "--labels", *"abc", "--output_dir", tmp_path / "new" / "source")
+    assert not list((tmp_path / "new").iterdir())
+
+
+BAD_INPUT = {
+    "no labels": ([], "the names of the classes are missing: give --labels, --id2label or --dataset_name"),
+    "labels twice": (["--labels", *"abc", "--id2label", "{}"], "--labels and --id2label say the same"),
+    "no JSON": (["--id2label", "{cat"], "--id2label is neither a JSON object"),
+    "no JSON object": (["--id2label", "[1]"], "--id2label is neither a JSON object"),
+    "no numbers": (["--id2label", '{"cat": "0"}'], "--id2label is neither a JSON object"),
+    "a gap": (["--id2label", '{"0": "a", "2": "c"}'], "--id2label must give each of the classes 0, 1, 2, … a name"),
+    "no names": (["--id2label", '{"0": ["a", "b"]}'], "--id2label must give each of the classes"),
+    "two labels": (["--labels", *"ab"], "has weights for 3 classes, but there are 2 labels"),
+    "units": (["--labels", *"abc", "--mean", "125", "123", "114"], "divide those of 0 … 255 by 255"),
+    "model_args": (["--labels", *"abc", "--model_args", "{depth"], "--model_args {depth is not a JSON object"),
+    "architecture": (["--labels", *"abc", "--architecture", "cifar_wrm"], "timm has no architecture 'cifar_wrm'"),
+    "no data": (["--dataset_name", "no/such-data"], "the data set no/such-data cannot be loaded"),
+    "other classes": (["--dataset_name", "IMAGES", "--classes", "cat", "dog"], "the data has the 2 classes cat, dog, but"),
+    "split": (["--dataset_name", "IMAGES", "--split", "dev"], "--split dev: the data set has no such split, only test"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(task, tmp_path, error_of, case):
+    bad, message = BAD_INPUT[case]
+    bad = [task / "images" if each == "IMAGES" else each for each in bad]
+    arguments = (task / "robust.pt", *TINY_WRN, "--output_dir", tmp_path / "new" / "source", *bad)
+    assert message in error_of("import_checkpoint.py", *arguments)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_file_with_code_ends_the_recipe_with_one_line(tmp_path, error_of):
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Payload(f"touch '{tmp_path / 'ran'}'")}))
+    arguments = (tmp_path / "evil.pt", *TINY_WRN, "--labels", *"abc", "--output_dir", tmp_path / "source")
+    assert "holds more than weights" in error_of("import_checkpoint.py", *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
+
+
+# Real checkpoints
+
+
+@pytest.fixture(scope="module")
+def cifar10(shared):
+    test = datasets.load_dataset("parquet", data_files=str(shared / "data/cifar10/test-*.parquet"), split="train")
+    test = test.select(range(200))
+    images = torch.stack([torch.tensor(np.asarray(image)) for image in test["image"]]).permute(0, 3, 1, 2) / 255
+    return images, torch.tensor(test["label"]), dict(enumerate(test.features["label"].names))
+
+
+def accuracy(classifier, images, labels):
+    with torch.inference_mode():
+        return (torch.cat([classifier(part) for part in images.split(50)]).argmax(1) == labels).float().mean().item()
+
+
+def robust_source(shared):
+    file = shared / "models/cifar10_resnet18_linf8.pt"
+    if not file.exists():
+        pytest.skip(f"there is no source checkpoint at {file}")
+    return file
+
+
+def test_the_robust_source_keeps_its_accuracy_when_imported(shared, cifar10):
+    images, labels, id2label = cifar10
+    model, processor = import_checkpoint(robust_source(shared), id2label=id2label, **RESNET)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}  # the file's are float16
+    assert not model.training
+    assert accuracy(PixelClassifier(model, processor), images, labels) >= 0.72
+
+
+def test_the_natural_source_of_pyautoattack_keeps_its_accuracy_when_imported(cifar10):
+    package = find_spec("pyautoattack")
+    file = Path(package.origin).parent / "examples/model_test.pt" if package else None
+    if file is None or not file.exists():
+        pytest.skip("the package pyautoattack, which carries the checkpoint, is absent or carries it no more")
+    images, labels, id2label = cifar10
+    model, processor = import_checkpoint(file, id2label=id2label, **RESNET)
+    assert accuracy(PixelClassifier(model, processor), images, labels) >= 0.78
+
+
+@pytest.mark.slow
+def test_the_recipe_prints_the_accuracy_of_the_robust_source(shared, tmp_path, run_here):
+    data = ("--dataset_name", shared / "data/cifar10", "--max_eval_samples", 200)
+    output = run_here(robust_source(shared), "--architecture", "cifar_resnet18", *data, "--output_dir", tmp_path / "source")
+    print(output)
+    assert float(re.search(r"clean accuracy (\d+\.\d)% .* on 200 images of the test split", output)[1]) >= 70
+    assert load_model(str(tmp_path / "source"))[0].config.id2label[9] == "truck"
+    shutil.rmtree(tmp_path / "source")
