@@ -101,9 +101,17 @@ def test_a_failure_publishes_nothing_and_says_how_to_go_on(hub, published, monke
 def test_a_connection_that_is_dropped_in_mid_upload_publishes_nothing(hub, published, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     hub.fail("PUT", "", "drop", times=100)
-    with pytest.raises(PublishingError, match="Nothing of it is on the Hub"):
+    with pytest.raises(PublishingError, match="No part of it is on the Hub without the rest"):
         publish(published, "user/mine")
     assert set(hub.files("user/mine")) <= {".gitattributes"}
+
+
+def test_when_only_the_answer_is_lost_publishing_again_finds_nothing_to_do(hub, published):
+    hub.fail("POST", "/commit/", "drop-response")
+    with pytest.raises(PublishingError, match="No part of it is on the Hub without the rest"):
+        publish(published, "user/mine")
+    there = hub.commits("user/mine")[0]["id"]
+    assert publish(published, "user/mine").oid == there and "model.safetensors" in hub.files("user/mine")
 
 
 def test_a_server_error_that_passes_does_not_matter(hub, published, monkeypatch):

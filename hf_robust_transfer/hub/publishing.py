@@ -135,8 +135,8 @@ def publish(
     except Exception as error:  # the Hub client raises its HTTP library's errors, too
         later = shlex.join(["python", "recipes/publish.py", "--folder", str(folder), "--repo_id", repo_id])
         raise PublishingError(
-            f"publishing to {repo_id} failed: {_reason(error)} Nothing of it is on the Hub, and {folder} is as it was."
-            f" Publish it later, without training again: {later}"
+            f"publishing to {repo_id} failed: {_reason(error)} No part of it is on the Hub without the rest, and"
+            f" {folder} is as it was. Publish it later, without training again: {later}"
         ) from error
 
 
