@@ -3,8 +3,10 @@
 The names below load on first use, so that importing the package is cheap.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_names
+from .registration import register_architectures
 
 if TYPE_CHECKING:
     from .attacks.fgsm import fgsm
@@ -31,7 +33,6 @@ _HOMES = {
     "training_args": ("RobustTrainingArguments",),
     "transfer": ("blocks", "describe", "feature_distance", "freeze"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DataArguments",
@@ -58,14 +59,5 @@ __all__ = [
     "replace_head",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+register_architectures()

@@ -1,6 +1,8 @@
 """Checkpoints that stand alone, and model cards that claim what was measured."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +59,46 @@ def test_standing_alone_is_done_once_and_for_all(saved):
     stand_alone(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert not any(name.startswith("timm_model.") for name in load_file(folder / "model.safetensors"))
+
+
+LOAD_OWN = """
+import sys
+folder, how = sys.argv[1:]
+if how == "first":
+    import hf_robust_transfer
+    assert "timm" not in sys.modules
+import timm
+if how == "last":
+    import hf_robust_transfer
+from transformers import AutoModelForImageClassification, pipeline
+try:
+    for load in (AutoModelForImageClassification.from_pretrained, lambda path: pipeline("image-classification", model=path),
+                 lambda path: timm.create_model(f"local-dir:{path}", pretrained=True)):
+        load(folder)
+    assert "hf_robust_transfer.trainer" not in sys.modules
+except (ImportError, RuntimeError) as error:
+    print(error)
+    try:
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("architecture", ["cifar_resnet18", "cifar_wrn"])
+@pytest.mark.parametrize("how", ["first", "last", "not"])
+def test_importing_the_package_is_enough_for_its_architectures(tmp_path, architecture, how):
+    size = {"depth": 10, "width": 1} if architecture == "cifar_wrn" else None
+    model, _ = create_model(architecture, id2label=LABELS, model_args=size)
+    model.save_pretrained(tmp_path)
+    stand_alone(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_OWN, str(tmp_path), how], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == (2 if how == "not" else 0)
+    assert all(f"{architecture}.pip_install_hf-robust-transfer" in line for line in lines)
 
 
 # ---- the model card ----

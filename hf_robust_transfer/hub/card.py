@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
@@ -15,6 +14,7 @@ from ..evaluation import JSON_NAME, RobustnessReport, weights_sha256
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
 from ..evaluation.report import Accuracy, eps_text
 from ..modeling import PixelClassifier, load_model
+from .standalone import is_own
 from .training_record import RECORD_NAME
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -47,9 +47,7 @@ class CheckpointFacts:
     @property
     def needs_package(self) -> bool:
         """Whether the architecture is this package's own."""
-        return self.architecture is not None and timm.model_entrypoint(self.architecture).__module__.startswith(
-            __package__.partition(".")[0]
-        )
+        return self.architecture is not None and is_own(self.architecture)
 
 
 def read_facts(folder: str | Path) -> CheckpointFacts:
@@ -170,7 +168,7 @@ def evaluation_command(report: RobustnessReport, repo_id: str) -> str:
 
 
 def _summary(facts: CheckpointFacts) -> str:
-    kind = facts.architecture or facts.model_class
+    kind = facts.architecture.partition(".")[0] if facts.architecture is not None else facts.model_class
     first = f"An image classifier ({kind}) for {len(facts.labels)} classes."
     if facts.report is None:
         return f"{first} Its adversarial robustness was not measured."

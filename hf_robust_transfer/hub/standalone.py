@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..files import replacing
+from ..modeling import cifar
+from ..modeling.cifar import NEEDED
 
 _PREFIX = "timm_model."  # what `TimmWrapperForImageClassification` puts before timm's names, and timm does not know
 
@@ -16,7 +19,8 @@ def stand_alone(folder: str | Path) -> None:
     """Let timm load a folder that `save_pretrained` wrote for a timm architecture; any other folder stays as it is.
 
     Weights get timm's own names, which `transformers` reads as well, also when a training resumes, and the configuration
-    states the arguments that the architecture was built with. Files are replaced one by one, each at once.
+    states the arguments that the architecture was built with. The name of one of this package's own architectures says
+    that it needs the package. Files are replaced one by one, each at once.
 
     Args:
         folder: holds ``config.json`` and ``*.safetensors``.
@@ -29,8 +33,10 @@ def stand_alone(folder: str | Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") != "timm_wrapper":
         return
-    if config.get("model_args") is None:
-        _replace_json(folder / "config.json", {**config, "model_args": {}})
+    architecture = config["architecture"]
+    if is_own(architecture):
+        architecture = f"{architecture.partition('.')[0]}.{NEEDED}"
+    _replace_json(folder / "config.json", config | {"architecture": architecture, "model_args": config["model_args"] or {}})
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             if not any(name.startswith(_PREFIX) for name in opened.keys()):  # noqa: SIM118 - it is no mapping
@@ -46,6 +52,13 @@ def stand_alone(folder: str | Path) -> None:
         _replace_json(index_file, index)
 
 
+def is_own(architecture: str) -> bool:
+    """Whether timm knows an architecture only from this package."""
+    return timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__ == cifar.__name__
+
+
 def _replace_json(file: Path, content: dict[str, Any]) -> None:
+    if json.loads(file.read_text()) == content:
+        return
     with replacing(file) as part:
         part.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,8 +1,17 @@
-"""Any image-classification checkpoint as a classifier over [0, 1] pixels; new heads; CIFAR networks; imports."""
+"""Any image-classification checkpoint as a classifier over [0, 1] pixels; new heads; CIFAR networks; imports.
 
-from .classifier import ClassifierOutput, PixelClassifier, classifier_layer, pixel_statistics
-from .importing import import_checkpoint
-from .loading import create_model, load_model, replace_head
+The names below load on first use: timm imports `cifar` while `transformers`, which the other modules need, may be
+importing timm.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .classifier import ClassifierOutput, PixelClassifier, classifier_layer, pixel_statistics
+    from .importing import import_checkpoint
+    from .loading import create_model, load_model, replace_head
 
 __all__ = [
     "ClassifierOutput",
@@ -14,3 +23,12 @@ __all__ = [
     "pixel_statistics",
     "replace_head",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "classifier": ("ClassifierOutput", "PixelClassifier", "classifier_layer", "pixel_statistics"),
+        "importing": ("import_checkpoint",),
+        "loading": ("create_model", "load_model", "replace_head"),
+    },
+)

@@ -23,10 +23,13 @@ _CIFAR_CFG = {
     "num_classes": 10,
 }
 
+# timm lets a tag follow the name after a dot. Saved checkpoints have this one, so that whoever loads them without this
+# package reads what is missing: "Unknown model (cifar_resnet18.pip_install_hf-robust-transfer)".
+NEEDED = "pip_install_hf-robust-transfer"
 default_cfgs = generate_default_cfgs(
     {
-        "cifar_resnet18": {**_CIFAR_CFG, "first_conv": "conv1", "classifier": "fc"},
-        "cifar_wrn": {**_CIFAR_CFG, "first_conv": "stem.conv", "classifier": "head.fc"},
+        f"cifar_resnet18.{NEEDED}": {**_CIFAR_CFG, "first_conv": "conv1", "classifier": "fc"},
+        f"cifar_wrn.{NEEDED}": {**_CIFAR_CFG, "first_conv": "stem.conv", "classifier": "head.fc"},
     }
 )
 
