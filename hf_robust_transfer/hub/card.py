@@ -18,7 +18,6 @@ from .standalone import is_own
 from .training_record import RECORD_NAME
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-PACKAGE_URL = "https://pypi.org/project/hf-robust-transfer"
 _PICTURES = (("Accuracy against ε", CURVE_NAME), ("Clean images, perturbations and adversarial images", EXAMPLES_NAME))
 
 
@@ -117,7 +116,6 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
         how=_how(options, training.get("base_model"), dataset),
         resolution="×".join(map(str, facts.input_shape)),
         evaluation_command=None if report is None else evaluation_command(report, repo_id),
-        package_url=PACKAGE_URL,
     )
 
 

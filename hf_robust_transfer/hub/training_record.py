@@ -22,6 +22,11 @@ _OPTIONS = (
     *("optim", "optim_args", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16", "seed"),
 )
 _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets", "accelerate")
+# Of this package's options, those that change nothing of it.
+_OF_NO_EFFECT = (
+    *("per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit", "ddp_broadcast_buffers"),
+    *("eval_attack_steps", "eval_attack_step_size"),
+)
 # Flags whose value is a secret, or says nothing to others.
 _DROPPED = ("--token", "--hub_token", "--hub-token", "--cache_dir", "--cache-dir")
 
@@ -64,7 +69,7 @@ def write_training_record(
         data: where the splits came from.
         seconds: how long training took.
     """
-    own = [name for name in RobustTrainingArguments.__annotations__ if name not in _OPTIONS]
+    own = [name for name in RobustTrainingArguments.__annotations__ if name not in (*_OPTIONS, *_OF_NO_EFFECT)]
     record: dict[str, Any] = {
         "command": command_line(sys.argv),
         "base_model": None if base_model is None else shown(base_model),
