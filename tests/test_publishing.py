@@ -247,9 +247,11 @@ for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
     args = RobustTrainingArguments(
         str(Path(sys.argv[1], strategy)), push_to_hub=True, hub_strategy=strategy, hub_always_push=True, use_cpu=True,
         hub_model_id=f"user/{strategy}", per_device_train_batch_size=16, num_train_epochs=2, hub_token="hf_write",
-        report_to="none",
+        report_to="none", eval_strategy="epoch", eval_attack_steps=0, load_best_model_at_end=True,
+        metric_for_best_model="accuracy",
     )
-    trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=data)
+    trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=data, eval_dataset=data)
+    model.config.robust_training["data"] = {"dataset_name": sys.argv[1]}
     trainer.train()
     trainer.push_to_hub()
     assert not list(Path(args.output_dir).glob("_publishing*"))
@@ -268,7 +270,8 @@ def test_every_strategy_publishes_what_it_says_and_no_pickled_arguments(tmp_path
         assert places == {"checkpoint-2", "checkpoint-4"}
         for name, files in listed.items():
             assert not any("training_args.bin" in file for file in files)
-            assert not any(b"hf_write" in data for data in hub.files(f"user/{name}").values())
+            for planted in (b"hf_write", str(tmp_path).encode()):
+                assert not any(planted in data for data in hub.files(f"user/{name}").values())
         # The first commit is the repository's own; that of the end of training would change nothing after a save.
         assert len(hub.commits("user/end")) == 2 and len(hub.commits("user/every_save")) == 3
 

@@ -58,14 +58,22 @@ def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = 
         for file in sorted(folder.iterdir())
         if _PUBLISHED.fullmatch(file.name) and (facts.report is not None or not _REPORT.fullmatch(file.name))
     }
-    config = json.loads((folder / "config.json").read_text())
-    data = config.get("robust_training", {}).get("data", {})
-    data |= {name: shown(value) for name, value in data.items() if isinstance(value, str)}
-    chosen["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    chosen["config.json"] = _shareable(folder / "config.json")
     chosen["README.md"] = str(model_card(facts, repo_id, license=license)).encode()
     for name, content in chosen.items():
         _check_for_secrets(name, content)
     return chosen
+
+
+def _shareable(file: Path) -> Path | bytes:
+    """A configuration or trainer's state without the places of this machine that it names; any other file as it is."""
+    if file.name not in ("config.json", "trainer_state.json"):
+        return file
+    content = json.loads(file.read_text())
+    places = content.get("robust_training", {}).get("data", {}) if file.name == "config.json" else content
+    for name in places.keys() & {"dataset_name", "train_dir", "validation_dir", "test_dir", "best_model_checkpoint"}:
+        places[name] = places[name] and shown(places[name])
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def _check_for_secrets(name: str, content: Path | bytes) -> None:
@@ -111,7 +119,7 @@ def publish(
     if resumable_at is not None:
         everything = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
         files |= {
-            f"{resumable_at}/{file.relative_to(folder).as_posix()}": file
+            f"{resumable_at}/{file.relative_to(folder).as_posix()}": _shareable(file)
             for file in everything
             if file.name != _PICKLED_ARGUMENTS
         }
