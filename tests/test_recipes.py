@@ -85,10 +85,10 @@ def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfe
     )
     assert status == 0, errors
     before, after = (load_file(each / "model.safetensors") for each in (source_dir, tmp_path / "run"))
-    backbone = [name for name in before if not name.startswith("timm_model.head.fc")]
+    backbone = [name for name in before if not name.startswith("head.fc")]
     unchanged = all(torch.equal(before[name], after[name]) for name in backbone)
     assert unchanged == (transfer == "frozen")
-    assert not torch.equal(before["timm_model.head.fc.weight"], after["timm_model.head.fc.weight"])
+    assert not torch.equal(before["head.fc.weight"], after["head.fc.weight"])
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert any("loss_lwf" in entry for entry in state["log_history"]) == (transfer == "lwf")
 
