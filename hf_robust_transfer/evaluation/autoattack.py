@@ -80,7 +80,7 @@ def autoattack(
         attack.square.n_queries = queries
         with _warnings_of(attack.logger) as warnings:
             adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
-        return adversarial.detach(), remarks + warnings
+        return adversarial.detach(), remarks + [f"on {len(images)} images at a time: {warning}" for warning in warnings]
 
 
 @contextmanager
