@@ -3,6 +3,7 @@
 import random
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -279,9 +280,17 @@ class RobustTrainer(Trainer):
         return Path(folder) / f"carried_{self.args.process_index}.safetensors"
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            stand_alone(output_dir or str(self.args.output_dir))
+        if not self.args.should_save:
+            super()._save(output_dir, state_dict)
+            return
+        # Written beside its place first: a disk that fills up leaves the model that was there.
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
+            super()._save(staging, state_dict)
+            stand_alone(staging)
+            for file in Path(staging).iterdir():
+                file.replace(folder / file.name)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._share_buffers()

@@ -15,6 +15,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
+from hf_robust_transfer import RobustTrainer, RobustTrainingArguments
 from hf_robust_transfer.evaluation import RobustnessReport
 from hf_robust_transfer.hub import PublishingError, files_to_publish, publish, stand_alone
 
@@ -157,11 +158,34 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_as_it_was(published, tiny, f
     assert (contents(published) == before) is full
 
 
+def test_a_disk_that_fills_up_while_saving_leaves_the_model_that_was_there(tiny, digit_batch, tmp_path):
+    model, processor = tiny("timm-convnext")
+    images, labels = digit_batch()
+    data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+    args = RobustTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=data)
+    trainer.save_model()
+    before = contents(tmp_path / "run")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(Exception, match=r"(?i)file too large|os error 27"):
+            trainer.save_model()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert contents(tmp_path / "run") == before and not list((tmp_path / "run").glob("_saving*"))
+    trainer.save_model()
+    assert contents(tmp_path / "run") != before
+
+
 # ---- as users do it, in processes of their own with fresh caches ----
 
 
 def run(hub, *command, cwd, token=None):
-    environment = {**hub.environment(token), "OMP_NUM_THREADS": "1"}
+    environment = {**hub.environment(token), "OMP_NUM_THREADS": "1", "USER": "planted-user", "LOGNAME": "planted-user"}
     done = subprocess.run(
         [sys.executable, *map(str, command)], capture_output=True, text=True, timeout=600, cwd=cwd, env=environment
     )
@@ -230,7 +254,7 @@ def test_from_training_to_a_stranger_who_measures_it_again(tmp_path, images):
         assert again.model["weights_sha256"] == json.loads(files["robustness.json"])["model"]["weights_sha256"]
 
         assert "--objective fast" in card.text and "training_args.bin" not in files
-        for planted in (str(tmp_path), str(images), hub.write_token, str(Path.home())):
+        for planted in (str(tmp_path), str(images), hub.write_token, str(Path.home()), "planted-user"):
             assert not any(planted.encode() in data for data in files.values())
 
 
@@ -272,8 +296,8 @@ def test_every_strategy_publishes_what_it_says_and_no_pickled_arguments(tmp_path
             assert not any("training_args.bin" in file for file in files)
             for planted in (b"hf_write", str(tmp_path).encode()):
                 assert not any(planted in data for data in hub.files(f"user/{name}").values())
-        # The first commit is the repository's own; that of the end of training would change nothing after a save.
-        assert len(hub.commits("user/end")) == 2 and len(hub.commits("user/every_save")) == 3
+        # The first commit is the repository's own; the last one is made only if the best model is not the last one saved.
+        assert len(hub.commits("user/end")) == 2 and len(hub.commits("user/every_save")) in (3, 4)
 
 
 def test_of_two_processes_one_publishes(tmp_path, images):
