@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTr
 from ..data import PixelDataset
 from ..modeling import PixelClassifier, load_model
 from ..threat_model import ThreatModel
-from .chunks import Task, attack_in_chunks
+from .chunks import Outcomes, Task, attack_in_chunks
 from .metrics import METRICS, load_metric
 from .named_attacks import parse_attacks
 
@@ -113,11 +113,7 @@ class RobustnessEvaluator(Evaluator):
         )
         time = self._compute_time_perf(began, perf_counter(), len(images))
         module = self.prepare_metric(metric)
-        inputs = {
-            "predictions": outcomes.clean,
-            "adversarial_predictions": outcomes.tasks[task.key].predictions,
-            "references": outcomes.labels,
-        }
+        inputs = self.predictions_processor(outcomes, task)
         result = self.compute_metric(
             module,
             {name: inputs[name] for name in inputs if name in module.features},
@@ -133,9 +129,18 @@ class RobustnessEvaluator(Evaluator):
         metric = self.default_metric_name if metric is None else metric
         return load_metric(metric) if metric in METRICS else super().prepare_metric(metric)
 
-    def predictions_processor(self, *args: Any, **kwargs: Any) -> Any:
-        """Not used: predictions come from the attack, as indices."""
-        raise NotImplementedError
+    def predictions_processor(self, outcomes: Outcomes, task: Task) -> dict[str, Any]:
+        """The columns that metrics may ask for, as class indices.
+
+        Args:
+            outcomes: of the attacked images.
+            task: the attack among them.
+        """
+        return {
+            "predictions": outcomes.clean,
+            "adversarial_predictions": outcomes.tasks[task.key].predictions,
+            "references": outcomes.labels,
+        }
 
     def _classifier(self, given: Any, processor: Any, device: int | None) -> tuple[PixelClassifier, BaseImageProcessor]:
         if given is None:

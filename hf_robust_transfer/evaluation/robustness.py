@@ -231,8 +231,8 @@ def _accuracies(
             ClassResult(
                 label,
                 int(mask.sum()),
-                _measure(truth, clean, worst, mask)["clean_accuracy"],
-                _measure(truth, clean, worst, mask)["robust_accuracy"],
+                of_class["clean_accuracy"],
+                of_class["robust_accuracy"],
                 {}
                 if cascade
                 else {
@@ -240,6 +240,7 @@ def _accuracies(
                 },
             )
             for label, mask in rows.items()
+            for of_class in [_measure(truth, clean, worst, mask)]
         ],
     }
 

@@ -35,7 +35,7 @@ def command_line(argv: Sequence[str]) -> str:
     """The command that starts a recipe with these arguments, without secrets and places of this machine.
 
     Example:
-        >>> command_line(["/home/me/recipes/finetune.py", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
+        >>> command_line(["recipes/finetune.py", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
         'accelerate launch recipes/finetune.py --dataset_name pets'
     """
     kept: list[str] = []
