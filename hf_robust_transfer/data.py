@@ -1,12 +1,15 @@
 """Data: load, choose splits and subsets, decode to [0, 1] pixels, augment."""
 
 import glob
+import hashlib
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Sequence as SequenceFeature, Value, load_dataset
 from PIL import Image as PILImage
@@ -304,14 +307,27 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         processor: the model's image processor.
         name: what to call the split in an error.
 
-    Items are ``{"pixel_values": float32 (3, H, W), "labels": int}``.
+    Items are ``{"pixel_values": (3, H, W), "labels": int}``, the pixels uint8 as image files have them; where a processor
+    makes other values of them, float32 in [0, 1]. `as_pixels` gives the latter in any case. Images are decoded once and
+    kept in memory, which worker processes share, as long as all of them take no more than ``KEEP_BYTES`` (2 GiB).
 
     Raises:
         ValueError: on reading an image that cannot be decoded; the message names its file and row.
+
+    Example:
+        >>> from hf_robust_transfer.modeling import create_model
+        >>> _, processor = create_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
+        >>> dataset = PixelDataset(split, processor)  # doctest: +SKIP
+        >>> as_pixels(dataset[0]["pixel_values"]).max() <= 1  # doctest: +SKIP
+        tensor(True)
     """
+
+    KEEP_BYTES = 2 * 2**30
 
     def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train") -> None:
         self.name = name
+        self.fingerprint = hashlib.sha256(f"{split._fingerprint} {processor.to_json_string()}".encode()).hexdigest()
+        self._kept: tuple[Tensor, Tensor] | None = None  # all images, and which of them are there
         self.labels: list[int] = list(split["label"])
         self._encoded = split.cast_column("image", Image(decode=False))
         self._decoder = Image(mode="RGB")
@@ -321,7 +337,28 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"pixel_values": self._to_pixels(self._decode(row)), "labels": self.labels[row]}
+        return {"pixel_values": self._remembered(row), "labels": self.labels[row]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Forked workers share what is kept; a process that gets the data set pickled decodes for itself.
+        return {**self.__dict__, "_kept": None}
+
+    def _remembered(self, row: int) -> Tensor:
+        if self._kept is not None and self._kept[1][row]:
+            return self._kept[0][row]
+        return self._read(row)
+
+    def _read(self, row: int) -> Tensor:
+        pixels = self._to_pixels(self._decode(row))
+        whole = (pixels * 255).round()
+        if (pixels * 255 - whole).abs().max() > 1e-3:
+            return pixels
+        pixels = whole.byte()
+        if self._kept is None and pixels.nbytes * len(self) <= self.KEEP_BYTES:
+            self._kept = _shared((len(self), *pixels.shape)), _shared((len(self),))
+        if self._kept is not None and pixels.shape == self._kept[0].shape[1:]:
+            self._kept[0][row], self._kept[1][row] = pixels, 1
+        return pixels
 
     def _decode(self, row: int) -> PILImage.Image:
         encoded = self._encoded[row]["image"]
@@ -334,14 +371,19 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
 
     def check(self, rank: int = 0, world_size: int = 1) -> None:
-        """Decode the images once, so that a damaged one is found now and not in the middle of training.
+        """Read the images once, so that a damaged one is found now and not in the middle of training.
 
         Args:
             rank, world_size: of several processes, each checks its share.
         """
         rows = range(rank, len(self), world_size)
         for row in tqdm(rows, desc=f"checking {self.name} images", leave=False, disable=rank > 0 or len(rows) < 1000):
-            self._decode(row)
+            self._read(row)
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """Zeros that forked processes see each other write to, uint8. Unlike torch's shared memory it needs no /dev/shm."""
+    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8)).view(shape)
 
 
 class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
@@ -372,25 +414,52 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Stack items into a batch, and refuse pixels that are not in [0, 1].
+    """Stack items into a batch, and refuse pixels that are neither uint8 nor in [0, 1].
 
     Args:
-        items: dictionaries with ``pixel_values`` (C, H, W), ``indices`` and, where they are known, ``labels``.
+        items: dictionaries with ``indices`` and, where they are there, ``pixel_values`` (C, H, W) and ``labels``.
+
+    Returns:
+        Tensors by the items' names. Pixels that are uint8 stay so on their way to the device, for `as_pixels` there.
 
     Raises:
-        ValueError: pixels that are not floating, or outside [0, 1]: normalised ones, or 0 … 255.
+        ValueError: pixels of another type than uint8 or a floating one, or outside [0, 1]: normalised, or 0.0 … 255.0.
     """
-    pixels = torch.stack([torch.as_tensor(item["pixel_values"]) for item in items])
-    if not (pixels.is_floating_point() and pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
-        raise ValueError(
-            f"pixel_values are {pixels.dtype} between {pixels.min():.3g} and {pixels.max():.3g}, but must be floating"
-            " and in [0, 1]: do not normalise them, the model's own normalisation happens inside; divide 0 … 255 by 255"
-        )
-    batch = {"pixel_values": pixels}
+    batch = {}
+    if "pixel_values" in items[0]:
+        each = [torch.as_tensor(item["pixel_values"]) for item in items]
+        same = len({pixels.dtype for pixels in each}) == 1
+        pixels = batch["pixel_values"] = torch.stack(each if same else [as_pixels(pixels) for pixels in each])
+        if pixels.dtype != torch.uint8 and not (
+            pixels.is_floating_point() and pixels.min() >= 0 and pixels.max() <= 1  # also refuses NaN
+        ):
+            raise ValueError(
+                f"pixel_values are {pixels.dtype} between {pixels.min():.3g} and {pixels.max():.3g}, but must be uint8, or"
+                " floating and in [0, 1]: do not normalise them, the model's own normalisation happens inside"
+            )
     for name in ("labels", "indices"):
         if name in items[0]:
             batch[name] = torch.tensor([int(item[name]) for item in items])
     return batch
+
+
+def as_pixels(values: Tensor) -> Tensor:
+    """Pixels in [0, 1]: uint8 values divided by 255, floating ones as they are.
+
+    Example:
+        >>> as_pixels(torch.tensor([0, 255], dtype=torch.uint8))
+        tensor([0., 1.])
+    """
+    return values.float() / 255 if values.dtype == torch.uint8 else values
+
+
+def mirrored(seed: int, indices: Tensor) -> Tensor:
+    """Which samples `augment` mirrors with this seed, bool (B,)."""
+    return _draws(seed, indices)[:, 2] < 0.5
+
+
+def _draws(seed: int, indices: Tensor) -> Tensor:
+    return randomness.uniform(randomness.sample_keys(seed, indices), (3,))
 
 
 def augment(images: Tensor, *, seed: int, indices: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor:
@@ -415,15 +484,14 @@ def augment(images: Tensor, *, seed: int, indices: Tensor, crop_padding: int = 0
     """
     if not crop_padding and not flip:
         return images
-    draws = randomness.uniform(randomness.sample_keys(seed, indices), (3,))
     height, width = images.shape[2:]
     if crop_padding:
-        top, left = (draws[:, :2] * (2 * crop_padding + 1)).long().unbind(1)
+        top, left = (_draws(seed, indices)[:, :2] * (2 * crop_padding + 1)).long().unbind(1)
         rows = top[:, None] + torch.arange(height, device=images.device)
         columns = left[:, None] + torch.arange(width, device=images.device)
         padded = torch.nn.functional.pad(images, (crop_padding,) * 4)
         batch = torch.arange(len(images), device=images.device)[:, None, None]
         images = padded.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if flip:
-        images = torch.where((draws[:, 2] < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
+        images = torch.where(mirrored(seed, indices).view(-1, 1, 1, 1), images.flip(-1), images)
     return images

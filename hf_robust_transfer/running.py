@@ -30,7 +30,10 @@ _FINISHED = "all_results.json"  # written last
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _RESULT = re.compile(r"\w+_results\.json|trainer_state\.json|run\.json|training\.json|comparison\.json|model\.safetensors")
 # Options with which a stopped run may go on.
-_MAY_CHANGE = ("num_train_epochs", "per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit")
+_MAY_CHANGE = (
+    *("num_train_epochs", "per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit"),
+    *("cache_features", "feature_cache_dir"),
+)
 
 
 @dataclass

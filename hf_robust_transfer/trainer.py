@@ -13,21 +13,23 @@ from accelerate.utils import broadcast, send_to_device
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from .attacks import pgd
-from .data import Indexed, augment, collate
+from .data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
 from .evaluation.metrics import compute_metric
 from .hub import publish, publish_in_background, stand_alone
-from .modeling.classifier import PixelClassifier, classifier_layer
+from .modeling.classifier import PixelClassifier, accept_features, classifier_layer
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
 from .threat_model import ThreatModel, parse_eps
 from .training_args import RobustTrainingArguments
 from .transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
+from .transfer.features import FeatureCache, cache_features, feature_key
+from .transfer.warm_start import steps_of
 
 # The purposes that randomness is drawn for, as parts of its address.
 _ATTACK, _AUGMENTATION, _EVALUATION, _REPLAY = range(4)
@@ -37,8 +39,8 @@ class RobustTrainer(Trainer):
     """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
 
     Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
-    Data sets are map-style and yield ``{"pixel_values": float tensor (C, H, W) in [0, 1], "labels": int}``, as
-    `hf_robust_transfer.data.PixelDataset` does; normalisation happens inside. `evaluate` returns ``eval_accuracy``,
+    Data sets are map-style and yield ``{"pixel_values": (C, H, W), "labels": int}``, pixels floating in [0, 1] or uint8,
+    as `hf_robust_transfer.data.PixelDataset` does; normalisation happens inside. `evaluate` returns ``eval_accuracy``,
     ``eval_robust_accuracy``, ``eval_loss`` and ``eval_robust_loss`` under PGD with ``args.eval_attack_steps`` steps,
     crafted in the precision of training and judged in float32.
 
@@ -88,6 +90,10 @@ class RobustTrainer(Trainer):
         self._term_sums: dict[str, Tensor] = {}
         self._terms_logged_at = 0
         self._micro_batch = 0
+        self._student_features: FeatureCache | None = None
+        self._teacher_features: FeatureCache | None = None
+        self._classifiers: tuple[Any, ...] = ()
+        self._backbone: list[nn.Parameter] = []
         kwargs.setdefault("data_collator", collate)
         super().__init__(
             model=model,
@@ -123,7 +129,16 @@ class RobustTrainer(Trainer):
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise ValueError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
+        only_features = self._caches_features and (self.args.objective, self.args.freeze) == ("natural", "backbone")
+        if kwargs.get("is_training") and only_features and isinstance(dataset, PixelDataset):
+            dataset = [{"labels": label} for label in dataset.labels]
         return super()._get_dataloader(Indexed(dataset, len(self.model.config.id2label or ())), *args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = as_pixels(inputs["pixel_values"])
+        return inputs
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if self.args.objective != "free":
@@ -139,7 +154,48 @@ class RobustTrainer(Trainer):
         # Nothing of an earlier or interrupted run goes into this one.
         self._term_sums, self._terms_logged_at, self._micro_batch = {}, 0, 0
         self._carried.clear()
+        self._student_features = self._teacher_features = None
+        if self._caches_features:
+            accept_features(self.model)
         return super()._inner_training_loop(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self._caches_features and self._student_features is self._teacher_features is None:
+            self._cache_features()  # here, so that it is part of the training's time
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _cache_features(self) -> None:
+        """Compute, or find, the features of training images that are the same in every epoch."""
+        args, dataset = self.args, cast(Any, self.train_dataset)
+        loader: DataLoader[Any] = DataLoader(
+            Indexed(dataset, len(self.model.config.id2label or ())),
+            args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+        )
+
+        def features_of(classifier: PixelClassifier) -> FeatureCache:
+            fingerprint = getattr(dataset, "fingerprint", None)
+            key = feature_key(classifier, fingerprint, args.random_flip, str(self.accelerator.mixed_precision))
+            return cache_features(
+                classifier,
+                loader,
+                mirrored=args.random_flip,
+                precision=self.accelerator.autocast(),
+                file=None if fingerprint is None else Path(args.feature_cache_dir, f"{key}.npy"),
+                progress=self.is_world_process_zero() and not args.disable_tqdm,
+            )
+
+        warm_steps = steps_of(args.warm_start_steps, self.state.max_steps)
+        if args.objective == "natural" and (args.freeze == "backbone" or self.state.global_step < warm_steps):
+            self._student_features = features_of(PixelClassifier(self.model, self.processing_class))
+        if args.lwf_weight:
+            assert self.teacher is not None
+            self._teacher_features = features_of(self.teacher)
+
+    @property
+    def _caches_features(self) -> bool:
+        return self.args.cache_features and not self.args.random_crop
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass on a micro-batch."""
@@ -155,8 +211,9 @@ class RobustTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The objective's terms plus the LwF term, as this micro-batch's share of the mean over the whole step."""
-        eval_where_frozen(model, batch_norm=self.args.keeps_batch_norm_eval)
         step = self._step(model, inputs)
+        if step.features is None:  # else the backbone takes no part
+            eval_where_frozen(model, batch_norm=self.args.keeps_batch_norm_eval)
         output = OBJECTIVES[self.args.objective](step, **self.args.objective_options)
         terms = dict(output.terms)
         if self.args.lwf_weight > 0:
@@ -180,40 +237,58 @@ class RobustTrainer(Trainer):
         return (loss * share, output) if return_outputs else loss * share
 
     def _step(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingStep:
-        args, epoch = self.args, int(self.state.epoch or 0)
-        images = augment(
-            inputs["pixel_values"],
-            seed=fold_in(args.seed, _AUGMENTATION, epoch),
-            indices=inputs["indices"],
-            crop_padding=args.random_crop,
-            flip=args.random_flip,
-        )
+        args, epoch, indices = self.args, int(self.state.epoch or 0), inputs["indices"]
+        seed = fold_in(args.seed, _AUGMENTATION, epoch)
+        images = inputs.get("pixel_values", indices)
+        if "pixel_values" in inputs:
+            images = augment(images, seed=seed, indices=indices, crop_padding=args.random_crop, flip=args.random_flip)
+        student, attacked = self._views(model)
+        features = None
+        if self._student_features is not None and not any(weight.requires_grad for weight in self._backbone):
+            features = self._known(self._student_features, indices)
         return TrainingStep(
-            student=PixelClassifier(self.model, self.processing_class, forward_through=model),
-            attacked=PixelClassifier(self.model, self.processing_class),
+            student=student,
+            attacked=attacked,
             images=images,
             labels=inputs["labels"],
-            indices=inputs["indices"],
+            indices=indices,
             threat_model=self._training_threat_model(),
             attack_steps=args.attack_steps,
             attack_step_size=None if args.attack_step_size is None else parse_eps(args.attack_step_size),
             seed=fold_in(args.seed, _ATTACK, epoch),
             carried=self._carried,
+            features=features,
             slot=self._micro_batch,
         )
 
+    def _views(self, model: nn.Module) -> tuple[PixelClassifier, PixelClassifier]:
+        """The classifier through whatever the model is wrapped in, and as attacks see it."""
+        if not self._classifiers or self._classifiers[:2] != (model, self.model):
+            student = PixelClassifier(self.model, self.processing_class, forward_through=model)
+            self._classifiers = (model, self.model, student, PixelClassifier(self.model, self.processing_class))
+            head = set(classifier_layer(self.model)[1].parameters())
+            self._backbone = [parameter for parameter in self.model.parameters() if parameter not in head]
+        return self._classifiers[2:]
+
+    def _known(self, cache: FeatureCache, indices: Tensor) -> Tensor:
+        """This batch's features, of mirrored images where `augment` mirrors them."""
+        seed = fold_in(self.args.seed, _AUGMENTATION, int(self.state.epoch or 0))
+        return cache.of(indices, mirrored(seed, indices) if self.args.random_flip else None)
+
     def _training_threat_model(self) -> ThreatModel:
-        steps = self.args.eps_warmup_steps
-        if steps < 1:
-            steps = steps * self.state.max_steps
+        steps = steps_of(self.args.eps_warmup_steps, self.state.max_steps)
         return self.args.threat_model.scaled(min(1.0, (self.state.global_step + 1) / max(steps, 1)))
 
     def _feature_distance(self, step: TrainingStep, output: ObjectiveOutput) -> Tensor:
         assert self.teacher is not None
-        clean = output.clean if output.clean is not None else step.student.outputs(step.images)
-        with torch.no_grad(), self.accelerator.autocast():
-            source = self.teacher.outputs(step.images)
-        return feature_distance(clean.features, source.features, self.args.lwf_distance)
+        clean = output.clean if output.clean is not None else step.clean()
+        if self._teacher_features is not None:
+            source = self._known(self._teacher_features, step.indices)
+        else:
+            with torch.inference_mode(), self.accelerator.autocast():
+                source = self.teacher.outputs(step.images).features
+            source = source.clone()  # outside, so that it can take part in autograd
+        return feature_distance(clean.features, source, self.args.lwf_distance)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with a training loss also its terms (``loss_natural``, ``loss_lwf``, …), which add up to it."""

@@ -1,9 +1,11 @@
 """The options of robust training, on top of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
 from .objectives import OBJECTIVES
@@ -96,6 +98,17 @@ class RobustTrainingArguments(TrainingArguments):
         default=0.0, metadata={"help": "λ_d: weight of the distance to the teacher's features (LwF); 0 turns it off."}
     )
     lwf_distance: str = field(default="l2", metadata={"help": f"Distance between features: {_choose(DISTANCES)}."})
+
+    cache_features: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute features that cannot change once: the LwF teacher's, and with --objective natural those of a"
+            " frozen backbone. Random crops make it impossible."
+        },
+    )
+    feature_cache_dir: str = field(
+        default=str(Path(HF_HOME, "robust_transfer")), metadata={"help": "Where to keep them, for other runs too."}
+    )
 
     random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
     random_flip: bool = field(default=False, metadata={"help": "Augmentation: mirror half of the images left to right."})

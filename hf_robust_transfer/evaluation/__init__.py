@@ -7,7 +7,7 @@ from .autoattack import autoattack
 from .metrics import load_metric
 from .named_attacks import parse_attack, parse_attacks
 from .report import JSON_NAME, MARKDOWN_NAME, RobustnessReport
-from .robustness import DEFAULT_ATTACKS, evaluate_robustness, weights_sha256
+from .robustness import DEFAULT_ATTACKS, evaluate_robustness
 
 __all__ = [
     "DEFAULT_ATTACKS",
@@ -19,5 +19,4 @@ __all__ = [
     "load_metric",
     "parse_attack",
     "parse_attacks",
-    "weights_sha256",
 ]

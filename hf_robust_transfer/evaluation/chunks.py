@@ -3,8 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attacks.untouched import untouched
-from ..data import Indexed, collate
+from ..data import Indexed, as_pixels, collate
 from ..files import replacing
 from ..modeling.classifier import device_of, full_precision
+from ..modeling.fast import fast_copy
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from .named_attacks import Attack, Target
-
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Task(NamedTuple):
@@ -78,6 +76,7 @@ def attack_in_chunks(
     chunk_size: int = 50,
     seed: int = 0,
     precision: str = "float32",
+    compiled: bool = False,
     identity: str = "",
     folder: Path | None = None,
     progress: bool = True,
@@ -86,7 +85,7 @@ def attack_in_chunks(
 
     Chunk i belongs to process i modulo their number. Each task attacks the samples of the chunk that are classified
     correctly, and what it finds is judged in float32: a sample counts as fooled when its adversarial image lies in the
-    threat model and is misclassified.
+    threat model and is misclassified. One that only the attack held for fooled is attacked again, now in float32.
 
     Args:
         classifier: maps [0, 1] images to logits, on its device.
@@ -97,6 +96,7 @@ def attack_in_chunks(
         chunk_size: samples per chunk, and the attacks' batch size.
         seed: of all attacks.
         precision: to craft attacks in: ``"float32"``, ``"bf16"`` or ``"fp16"``.
+        compiled: craft them on a model that went through `torch.compile`.
         identity: tells this model from others, so that their results are not taken for its own.
         folder: where finished work is kept, and found again after a run that was stopped.
         progress: show a progress bar.
@@ -110,6 +110,10 @@ def attack_in_chunks(
     own = range(state.process_index, len(chunks), state.num_processes)
     settings = json.dumps([identity, chunk_size, seed, precision])
     device = device_of(classifier)
+    sample = as_pixels(collate([indexed[index] for index in range(min(2, len(indexed)))])["pixel_values"].to(device))
+    attacked_as = fast_copy(classifier, sample, precision, compiled=compiled)
+    surrogate_as = None if surrogate is None else fast_copy(surrogate, sample, precision, compiled=compiled)
+    exact = _exact(classifier, device)
     total = sum(len(chunks[number]) for number in own for task in tasks if task.chunks is None or number < task.chunks)
     records: list[dict[str, Any]] = []
     with untouched(classifier), tqdm(total=total, disable=not (progress and state.is_main_process), unit="image") as bar:
@@ -119,8 +123,9 @@ def attack_in_chunks(
             record = _begun(file, settings, batch["pixel_values"])
             record["number"] = number
             images, labels, indices = (batch[name].to(device) for name in ("pixel_values", "labels", "indices"))
-            with torch.no_grad(), full_precision(device):
-                clean = classifier(images).argmax(1)
+            images = as_pixels(images)
+            with torch.no_grad():
+                clean = exact(images).argmax(1)
             record["labels"], record["clean"] = labels.tolist(), clean.tolist()
             records.append(record)
             for task in tasks:
@@ -132,9 +137,10 @@ def attack_in_chunks(
                         attacked &= torch.tensor(record["tasks"][earlier]["predictions"], device=device) == labels
                     rows = attacked.nonzero()[:, 0]
                     target = Target(
-                        classifier,
-                        _judge(classifier, device),
-                        surrogate,
+                        attacked_as,
+                        exact,
+                        surrogate_as,
+                        precision,
                         images[rows],
                         labels[rows],
                         indices[rows],
@@ -142,7 +148,7 @@ def attack_in_chunks(
                         seed,
                         fold_in(seed, number),
                     )
-                    record["tasks"][task.key] = _attack(task, target, clean, rows, precision)
+                    record["tasks"][task.key] = _attack(task, target, clean, rows)
                     if file is not None:
                         _write(file, record)
                 bar.update(len(labels))
@@ -151,24 +157,29 @@ def attack_in_chunks(
     return _gathered(records, tasks)
 
 
-def _judge(classifier: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-    def judge(images: Tensor) -> Tensor:
+def _exact(classifier: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    def exact(images: Tensor) -> Tensor:
         with full_precision(device):
             return classifier(images)
 
-    return judge
+    return exact
 
 
-def _attack(task: Task, target: Target, clean: Tensor, rows: Tensor, precision: str) -> dict[str, Any]:
+def _attack(task: Task, target: Target, clean: Tensor, rows: Tensor) -> dict[str, Any]:
     """The record of one task on one chunk; ``rows`` are the attacked samples' places in it."""
     began = time.perf_counter()
     predictions = clean.clone()
     remarks: list[str] = []
     if len(rows):
-        with _autocast(target.images.device, precision):
-            adversarial, remarks = task.attack(target)
+        adversarial, claimed, remarks = task.attack(target)
         with torch.no_grad():
-            judged = target.judge(adversarial).argmax(1)
+            judged = target.exact(adversarial).argmax(1)
+            denied = claimed & (judged == target.labels)
+            if denied.any():
+                again = {name: getattr(target, name)[denied] for name in ("images", "labels", "indices")}
+                attacked = task.attack(target._replace(classifier=target.exact, precision="float32", **again))
+                adversarial[denied] = attacked.images
+                judged[denied] = target.exact(attacked.images).argmax(1)
         low, high = task.threat_model.bounds
         allowed = task.threat_model.distance(adversarial, target.images) <= task.threat_model.eps + 1e-6
         allowed &= ((adversarial >= low) & (adversarial <= high)).flatten(1).all(1)
@@ -176,13 +187,6 @@ def _attack(task: Task, target: Target, clean: Tensor, rows: Tensor, precision: 
         if not allowed.all():
             remarks = [*remarks, "examples outside the threat model did not count"]
     return {"predictions": predictions.tolist(), "seconds": time.perf_counter() - began, "remarks": remarks}
-
-
-@contextmanager
-def _autocast(device: torch.device, precision: str) -> Iterator[None]:
-    dtype = PRECISIONS[precision]
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        yield
 
 
 def _begun(file: Path | None, settings: str, pixels: Tensor) -> dict[str, Any]:

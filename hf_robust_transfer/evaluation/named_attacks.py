@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attacks import LOSSES, fgsm, pgd
+from ..attacks import LOSSES, fgsm, pgd, pgd_until_fooled
 from ..attacks.untouched import Classifier
 from ..threat_model import ThreatModel, parse_eps
 from .autoattack import MEMBERS, STANDARD, autoattack
@@ -19,14 +19,15 @@ class Target(NamedTuple):
     """What an attack of an evaluation is given: samples that the model classifies correctly, and how to reach it.
 
     ``images`` are (B, C, H, W) pixels in [0, 1], ``labels`` and ``indices`` (in the data set) int64 of shape (B,).
-    ``classifier`` is to be attacked, ``judge`` is the same in float32 and decides what is a success; ``surrogate`` is
-    another model of the same labels, for black-box attacks. ``seed`` belongs to the evaluation, ``chunk_seed`` to these
-    samples.
+    ``classifier`` is to be attacked, as fast as it can be had in ``precision``; ``exact`` is the same as it is, in
+    float32; ``surrogate`` is another model of the same labels, for black-box attacks. ``seed`` belongs to the
+    evaluation, ``chunk_seed`` to these samples.
     """
 
     classifier: Classifier
-    judge: Classifier
+    exact: Classifier
     surrogate: Classifier | None
+    precision: str
     images: Tensor
     labels: Tensor
     indices: Tensor
@@ -36,38 +37,46 @@ class Target(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """Adversarial images of a target's shape, and what the attack had to say about how it ran."""
+    """Adversarial images of a target's shape, which samples the attack holds for fooled and therefore left, (B,), and
+    what it had to say about how it ran.
+    """
 
     images: Tensor
+    claimed: Tensor
     remarks: list[str]
 
 
-def _white_box(attack: Callable[..., Tensor], target: Target, **options: Any) -> Attacked:
+def _all_steps(attack: Callable[..., Tensor], classifier: Classifier, target: Target, **options: Any) -> Attacked:
     keyed = {"seed": target.seed, "indices": target.indices}
-    return Attacked(attack(target.classifier, target.images, target.labels, target.threat_model, **keyed, **options), [])
+    adversarial = attack(classifier, target.images, target.labels, target.threat_model, **keyed, **options)
+    return Attacked(adversarial, torch.zeros_like(target.labels, dtype=torch.bool), [])
 
 
 def _fgsm(target: Target, **options: Any) -> Attacked:
-    return _white_box(fgsm, target, **options)
-
-
-def _pgd(target: Target, **options: Any) -> Attacked:
-    return _white_box(pgd, target, judge=target.judge, **options)
+    return _all_steps(fgsm, target.classifier, target, **options)
 
 
 def _transfer(target: Target, **options: Any) -> Attacked:
     assert target.surrogate is not None
-    return _white_box(pgd, target._replace(classifier=target.surrogate), **options)
+    return _all_steps(pgd, target.surrogate, target, **options)
+
+
+# A little more than logits differ by between this precision and float32, as a share of the largest.
+_LEAD = {"float32": 0.0, "bf16": 2**-7, "fp16": 2**-10}
+
+
+def _pgd(target: Target, **options: Any) -> Attacked:
+    keyed: dict[str, Any] = {"seed": target.seed, "indices": target.indices, "lead": _LEAD[target.precision]}
+    found = pgd_until_fooled(target.classifier, target.images, target.labels, target.threat_model, **keyed, **options)
+    return Attacked(*found, [])
 
 
 def _autoattack(target: Target, **options: Any) -> Attacked:
-    # In float32 throughout: the package counts what it found itself, and does not look at it again.
-    with torch.autocast(target.images.device.type, enabled=False):
-        return Attacked(
-            *autoattack(
-                target.classifier, target.images, target.labels, target.threat_model, seed=target.chunk_seed, **options
-            )
-        )
+    # Its own losses are not scaled against fp16's range; and in float32 it is the authors' to the last bit.
+    classifier = target.classifier if target.precision == "bf16" else target.exact
+    images, labels, threat_model = target.images, target.labels, target.threat_model
+    adversarial, remarks = autoattack(classifier, images, labels, threat_model, seed=target.chunk_seed, **options)
+    return Attacked(adversarial, (adversarial != images).flatten(1).any(1), remarks)
 
 
 class _Kind(NamedTuple):

@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..attacks import pgd
-from ..data import collate
+from ..attacks import pgd_until_fooled
+from ..data import as_pixels, collate
 from ..modeling.classifier import device_of, full_precision
 from ..threat_model import ThreatModel
 from .report import RobustnessReport, eps_text
@@ -95,13 +95,14 @@ def plot_examples(
     batch = collate([{**dataset[index], "indices": index} for index in range(min(look_at, len(dataset)))])
     device = device_of(classifier)
     images, truth, indices = (batch[name].to(device) for name in ("pixel_values", "labels", "indices"))
+    images = as_pixels(images)
     with full_precision(device):
         with torch.no_grad():
             rows = (classifier(images).argmax(1) == truth).nonzero()[:columns, 0]
         images, truth, indices = images[rows], truth[rows], indices[rows]
         if not len(rows):
             return
-        adversarial = pgd(classifier, images, truth, threat_model, steps=20, seed=seed, indices=indices, judge=classifier)
+        adversarial, _ = pgd_until_fooled(classifier, images, truth, threat_model, seed=seed, indices=indices)
         with torch.no_grad():
             fooled_as, confidence = classifier(adversarial).softmax(1).max(1)[::-1]
             clean_confidence = classifier(images).softmax(1).amax(1)

@@ -1,6 +1,5 @@
 """Evaluate a classifier under a threat model: clean accuracy, robust accuracy under several attacks, self-checks."""
 
-import hashlib
 import platform
 import time
 from collections.abc import Sequence
@@ -14,10 +13,11 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from ..data import collate
-from ..modeling.classifier import device_of
+from ..data import as_pixels, collate
+from ..modeling.classifier import device_of, weights_sha256
+from ..modeling.fast import choose_precision
 from ..threat_model import ThreatModel
-from .chunks import PRECISIONS, Outcomes, Task, attack_in_chunks
+from .chunks import Outcomes, Task, attack_in_chunks
 from .metrics import compute_metric
 from .named_attacks import Attack, parse_attack, parse_attacks
 from .report import Accuracy, AttackResult, ClassResult, CurvePoint, RobustnessReport
@@ -47,9 +47,10 @@ def evaluate_robustness(
     cascade: bool = False,
     self_check_samples: int = 100,
     curve_samples: int = 200,
-    chunk_size: int = 50,
+    chunk_size: int | None = None,
     seed: int = 0,
-    precision: str = "float32",
+    precision: str = "auto",
+    compiled: bool = False,
     model_name: str = "the model",
     data_name: str = "the data",
     split: str = "test",
@@ -58,8 +59,9 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """Attack a classifier and report what it withstands.
 
-    Each attack starts from all correctly classified samples, and a fooled sample leaves only that attack; what counts as
-    fooled is judged in float32. Random starts are keyed by sample, AutoAttack's noise by chunk of samples, so that
+    Each attack starts from all correctly classified samples, and a fooled sample leaves only that attack. What counts as
+    fooled is judged in float32 on the model as it is, while attacks may be crafted in a lower precision, on a copy that
+    `fast_copy` made for the purpose. Random starts are keyed by sample, AutoAttack's noise by chunk of samples, so that
     neither the number of processes nor an interruption changes a figure. Under `accelerate launch` the chunks are
     divided over the processes, and all of them get the same report.
 
@@ -74,9 +76,11 @@ def evaluate_robustness(
         cascade: leave out samples that an earlier attack fooled: faster, but only the worst case is reported.
         self_check_samples: run the self-checks on at least so many first samples, in whole chunks; 0 leaves them out.
         curve_samples: likewise measure accuracy against ε, up to four times the threat model's.
-        chunk_size: samples attacked at a time; AutoAttack's noise depends on it.
+        chunk_size: samples attacked at a time, by default 50, on a GPU 500; AutoAttack's noise depends on it.
         seed: of all attacks.
-        precision: to craft attacks in: ``"float32"``, ``"bf16"`` or ``"fp16"`` (AutoAttack always runs in float32).
+        precision: to craft attacks in: ``"float32"``, ``"bf16"`` or ``"fp16"`` (AutoAttack then runs in float32);
+            ``"auto"`` is bf16 where the hardware multiplies in it.
+        compiled: craft them on a model that went through `torch.compile`: worth its minute in long evaluations.
         model_name, data_name, split: what the report calls them.
         resume_folder: finished work is kept there, and found again when the evaluation is started again.
         progress: show a progress bar with the running robust accuracy.
@@ -100,8 +104,9 @@ def evaluate_robustness(
     if not len(dataset):
         raise ValueError("there is no sample to evaluate on")
     chosen = parse_attacks(attacks, surrogate=surrogate is not None)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown: use {', '.join(PRECISIONS)}")
+    device = device_of(classifier)
+    precision = choose_precision(precision, device)
+    chunk_size = chunk_size or (50 if device.type == "cpu" else 500)
     labels = getattr(classifier, "labels", None) if labels is None else labels
     if labels is None:
         raise ValueError(f"{type(classifier).__name__} does not know the names of its labels: pass them as labels=")
@@ -128,6 +133,7 @@ def evaluate_robustness(
         chunk_size=chunk_size,
         seed=seed,
         precision=precision,
+        compiled=compiled,
         identity=f"{version('hf-robust-transfer')} {weights} {'' if surrogate is None else weights_sha256(surrogate)}",
         folder=None if resume_folder is None else Path(resume_folder),
         progress=progress,
@@ -159,20 +165,6 @@ def evaluate_robustness(
             "processes": PartialState().num_processes,
         },
     )
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """A hash over names, types, shapes and values of a model's parameters and buffers; of a `PixelClassifier`, its model's.
-
-    Example:
-        >>> weights_sha256(nn.Identity()) == weights_sha256(nn.ReLU())
-        True
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(getattr(model, "model", model).state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _main_tasks(attacks: Sequence[Attack], threat_model: ThreatModel, cascade: bool) -> list[Task]:
@@ -287,7 +279,7 @@ def _self_checks(
         at_least_as_strong(
             "white_box_beats_black_box", (white_box, robust[white_box]), ("square-500", robust["square-500"])
         ),
-        vanishing_gradients(classifier, batch["pixel_values"].to(device), batch["labels"].to(device)),
+        vanishing_gradients(classifier, as_pixels(batch["pixel_values"].to(device)), batch["labels"].to(device)),
         *(order(everywhere, attacks) if everywhere else []),
     ]
 

@@ -10,10 +10,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
 from ..data import to_pixels
-from ..evaluation import JSON_NAME, RobustnessReport, weights_sha256
+from ..evaluation import JSON_NAME, RobustnessReport
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
 from ..evaluation.report import Accuracy, eps_text
 from ..modeling import PixelClassifier, load_model
+from ..modeling.classifier import weights_sha256
 from .standalone import is_own
 from .training_record import RECORD_NAME
 

@@ -1,12 +1,15 @@
 """The pixel-space classifier: the only view of a model that attacks and objectives have."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class ClassifierOutput(NamedTuple):
@@ -118,6 +121,11 @@ class PixelClassifier(nn.Module):
         id2label: dict[Any, str] = self.model.config.id2label or {}
         return [id2label[index] for index in sorted(id2label)]
 
+    def from_features(self, features: Tensor) -> ClassifierOutput:
+        """What `outputs` gives, from its features (B, D): the classifier layer alone, once `accept_features` was called."""
+        logits = self._forward_through[0](pixel_values=None, features=features).logits
+        return ClassifierOutput(logits, features)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W) in [0, 1]."""
         normalised = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
@@ -159,6 +167,37 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = allow_tf32
+
+
+def accept_features(model: PreTrainedModel) -> None:
+    """Let ``model(pixel_values=None, features=…)`` apply the classifier layer alone, whatever the model is wrapped in."""
+    layer = classifier_layer(model)[1]
+
+    def forward(self: Any, *args: Any, features: Tensor | None = None, **kwargs: Any) -> Any:
+        if features is None:
+            return type(self).forward(self, *args, **kwargs)
+        return ImageClassifierOutput(logits=layer(features))
+
+    model.forward = MethodType(forward, model)
+
+
+def weights_sha256(model: nn.Module, *, but: str | None = None) -> str:
+    """A hash over names, types, shapes and values of a model's parameters and buffers; of a `PixelClassifier`, its model's.
+
+    Args:
+        model: any module.
+        but: the name of a submodule to leave out.
+
+    Example:
+        >>> weights_sha256(nn.Identity()) == weights_sha256(nn.ReLU())
+        True
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(getattr(model, "model", model).state_dict().items()):
+        if but is None or not name.startswith(f"{but}."):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def device_of(model: nn.Module) -> torch.device:

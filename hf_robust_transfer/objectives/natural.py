@@ -15,5 +15,5 @@ def natural(step: TrainingStep) -> ObjectiveOutput:
         >>> OBJECTIVES["natural"] is natural
         True
     """
-    clean = step.student.outputs(step.images)
+    clean = step.clean()
     return ObjectiveOutput({"natural": F.cross_entropy(clean.logits, step.labels)}, clean)

@@ -26,6 +26,8 @@ class TrainingStep:
         attack_step_size: their length in pixel units; None for a quarter of ε.
         seed: the address of this epoch's attack randomness.
         carried: tensors that an objective keeps from one step to the next; they are part of a checkpoint.
+        features: the student's penultimate features of the clean images, (B, D), where they are known in advance: those of
+            a backbone that is held still.
         slot: which micro-batch of the gradient accumulation this is, so that what is carried can be told apart.
     """
 
@@ -39,7 +41,12 @@ class TrainingStep:
     attack_step_size: float | None = None
     seed: int = 0
     carried: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
     slot: int = 0
+
+    def clean(self) -> ClassifierOutput:
+        """The student's output on the clean images; where their features are known, by the classifier layer alone."""
+        return self.student.outputs(self.images) if self.features is None else self.student.from_features(self.features)
 
     def pgd_images(self, loss: str = "cross_entropy") -> Tensor:
         """PGD examples against the student as it is now, (B, C, H, W), crafted with this step's options.

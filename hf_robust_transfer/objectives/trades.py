@@ -20,7 +20,7 @@ def trades(step: TrainingStep, *, beta: float = 6.0) -> ObjectiveOutput:
         >>> objective = partial(trades, beta=3.0)
     """
     adversarial = step.pgd_images("kl")
-    clean = step.student.outputs(step.images)
+    clean = step.clean()
     divergence = F.kl_div(
         F.log_softmax(step.student(adversarial), 1),
         F.log_softmax(clean.logits, 1),

@@ -8,6 +8,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..modeling.classifier import classifier_layer
 
 
+def steps_of(value: float, max_steps: int) -> float:
+    """A number of steps that is given as such or, below 1, as a share of all.
+
+    Example:
+        >>> steps_of(30, 200), steps_of(0.25, 200)
+        (30, 50.0)
+    """
+    return value * max_steps if value < 1 else value
+
+
 class HeadWarmStart(TrainerCallback):
     """Hold the backbone still for the first ``args.warm_start_steps`` steps (Shafahi et al., ICLR 2020, section 4).
 
@@ -46,9 +56,8 @@ class HeadWarmStart(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Hold or release the backbone and set the learning rate, as the number of the step tells."""
-        warm_steps, ramp_steps = (
-            steps * state.max_steps if steps < 1 else steps for steps in (args.warm_start_steps, args.unfreeze_warmup_steps)
-        )
+        warm_steps = steps_of(args.warm_start_steps, state.max_steps)
+        ramp_steps = steps_of(args.unfreeze_warmup_steps, state.max_steps)
         warm = state.global_step < warm_steps
         self._release(not warm)
         factor = 1.0
