@@ -333,6 +333,11 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._decoder = Image(mode="RGB")
         self._to_pixels = to_pixels(processor)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are kept once they were read; known after the first."""
+        return self._kept is not None
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -378,7 +383,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """
         rows = range(rank, len(self), world_size)
         for row in tqdm(rows, desc=f"checking {self.name} images", leave=False, disable=rank > 0 or len(rows) < 1000):
-            self._read(row)
+            self._remembered(row)
 
 
 def _shared(shape: tuple[int, ...]) -> Tensor:

@@ -1,5 +1,6 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
+import os
 import random
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,10 @@ class RobustTrainer(Trainer):
             raise ValueError("compute_loss_func has no place here: choose an objective, or add one in objectives/")
         if model is not None:
             _prepare(model, args)
+        if args.dataloader_num_workers < 0:
+            in_memory = getattr(kwargs.get("train_dataset"), "in_memory", False)
+            cores = (os.cpu_count() or 1) // max(1, args.world_size)
+            args.dataloader_num_workers = 0 if in_memory or args.device.type == "cpu" else min(8, cores)
         self.teacher = teacher
         self._carried: dict[str, Tensor] = {}
         self._term_sums: dict[str, Tensor] = {}
@@ -262,10 +267,12 @@ class RobustTrainer(Trainer):
         )
 
     def _views(self, model: nn.Module) -> tuple[PixelClassifier, PixelClassifier]:
-        """The classifier through whatever the model is wrapped in, and as attacks see it."""
+        """The classifier through whatever the model is wrapped in, and as attacks see it: compiled at most."""
         if not self._classifiers or self._classifiers[:2] != (model, self.model):
             student = PixelClassifier(self.model, self.processing_class, forward_through=model)
-            self._classifiers = (model, self.model, student, PixelClassifier(self.model, self.processing_class))
+            compiled = model if getattr(model, "_orig_mod", None) is self.model else None
+            attacked = PixelClassifier(self.model, self.processing_class, forward_through=compiled)
+            self._classifiers = (model, self.model, student, attacked)
             head = set(classifier_layer(self.model)[1].parameters())
             self._backbone = [parameter for parameter in self.model.parameters() if parameter not in head]
         return self._classifiers[2:]

@@ -55,6 +55,13 @@ class RobustTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a share of all."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Keep at most so many checkpoints."})
+    dataloader_num_workers: int = field(
+        default=-1,
+        metadata={
+            "help": "Processes that read images. -1: none on a CPU, which has better to do, or for images that are kept in"
+            " memory; else up to 8 per GPU."
+        },
+    )
     ddp_broadcast_buffers: bool | None = field(
         default=False,
         metadata={"help": "Broadcast batch-norm statistics at every forward pass; breaks objectives with two of them."},

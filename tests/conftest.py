@@ -1,9 +1,14 @@
 """What several test files share: tiny real data, tiny models of every family, and the folder of larger ones."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test may wait for a network
+# Before anything reads them: no test may wait for a network, or leave features in the user's cache.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 
 import runpy
 import sys
@@ -32,6 +37,7 @@ from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
 from hf_robust_transfer.threat_model import ThreatModel
 
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)  # on models this tiny several threads only wait for each other
 hypothesis.settings.register_profile("tests", deadline=None, database=None, derandomize=True)
 hypothesis.settings.load_profile("tests")

@@ -1,4 +1,5 @@
 import io
+import pickle
 from collections import Counter
 
 import datasets
@@ -392,7 +393,74 @@ def test_checking_sound_images_finds_nothing(digits, tiny):
     assert PixelDataset(digits.select(range(5)), tiny("hf-vit")[1]).check() is None
 
 
+# What is read once
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The rows that were decoded, in order."""
+    rows = []
+    original = PixelDataset._decode
+    monkeypatch.setattr(PixelDataset, "_decode", lambda self, row: rows.append(row) or original(self, row))
+    return rows
+
+
+def test_an_image_is_decoded_once(digits, tiny, reads):
+    dataset = PixelDataset(digits.select(range(6)), tiny("hf-vit")[1])
+    first = [dataset[row]["pixel_values"].clone() for row in (3, 1)]
+    dataset.check()
+    again = [dataset[row]["pixel_values"] for row in (3, 1, 0, 5)]
+    assert sorted(reads) == list(range(6))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=False))
+
+
+def test_images_that_take_too_much_memory_are_decoded_each_time(digits, tiny, reads, monkeypatch):
+    monkeypatch.setattr(PixelDataset, "KEEP_BYTES", 6 * 3 * 8 * 8 - 1)
+    dataset = PixelDataset(digits.select(range(6)), tiny("hf-vit")[1])
+    assert torch.equal(dataset[2]["pixel_values"], dataset[2]["pixel_values"]) and reads == [2, 2]
+
+
+def test_worker_processes_share_what_they_decode(digits, tiny, reads):
+    dataset = PixelDataset(digits.select(range(40)), tiny("hf-vit")[1])
+    expected = torch.stack([dataset[row]["pixel_values"] for row in range(40)])
+    fresh = PixelDataset(digits.select(range(40)), tiny("hf-vit")[1])
+    fresh[0]  # makes the room for all
+    reads.clear()
+    loader = DataLoader(fresh, 8, num_workers=2, collate_fn=collate, multiprocessing_context="fork")
+    assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), expected)
+    assert torch.equal(torch.stack([fresh[row]["pixel_values"] for row in range(40)]), expected) and reads == []
+    pickled = pickle.loads(pickle.dumps(fresh))
+    assert torch.equal(pickled[7]["pixel_values"], expected[7]) and reads == [7]
+
+
+def test_pixels_that_are_no_multiples_of_1_255_stay_floating(digits, tiny):
+    dataset = PixelDataset(digits.select(range(3)), tiny("hf-vit")[1])
+    whole = as_pixels(dataset[0]["pixel_values"])
+    fine = PixelDataset(digits.select(range(3)), tiny("hf-vit")[1])
+    to_whole_pixels = fine._to_pixels
+    fine._to_pixels = lambda image: to_whole_pixels(image) * 0.7
+    item = fine[0]["pixel_values"]
+    assert item.dtype == torch.float32 and torch.equal(as_pixels(item), item)
+    torch.testing.assert_close(item, whole * 0.7)
+    mixed = collate([{"pixel_values": pixels, "indices": 0} for pixels in (item, dataset[1]["pixel_values"])])
+    assert mixed["pixel_values"].dtype == torch.float32 and mixed["pixel_values"].max() <= 1
+
+
+def test_the_fingerprint_tells_data_and_processors_apart(digits, tiny):
+    one, same = (PixelDataset(digits.select(range(6)), tiny("hf-vit")[1]).fingerprint for _ in range(2))
+    other_rows = PixelDataset(digits.select(range(5)), tiny("hf-vit")[1]).fingerprint
+    other_processor = PixelDataset(digits.select(range(6)), tiny("hf-convnext")[1]).fingerprint
+    assert one == same and len({one, other_rows, other_processor}) == 3
+
+
 # Batches
+
+
+def test_uint8_pixels_stay_so_until_they_are_asked_for_as_pixels():
+    values = torch.arange(48, dtype=torch.uint8).view(3, 4, 4) * 5
+    batch = collate([{"pixel_values": values, "labels": 1, "indices": 0}] * 2)
+    assert batch["pixel_values"].dtype == torch.uint8
+    torch.testing.assert_close(as_pixels(batch["pixel_values"])[0], values.float() / 255)
 
 
 def test_a_batch_knows_the_index_of_each_sample_however_it_is_shuffled(digits, tiny):

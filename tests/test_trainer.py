@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import numpy as np
 import optuna
@@ -90,6 +91,25 @@ def test_bf16_training_is_judged_in_float32(trainer_on):
     assert not torch.equal(low, full)  # training does run in bf16
     expected = F.cross_entropy(full, trainer.eval_dataset.labels).item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_training_attacks_the_compiled_model_and_ends_with_the_same_weights(trainer_on):
+    options = {"objective": "pgd", "eps": "0.1", "attack_steps": 2, "max_steps": 2, "per_device_train_batch_size": 8}
+    plain = trainer_on(**options)
+    compiled = trainer_on(torch_compile=True, **options)
+    for trainer in (plain, compiled):
+        trainer.train()
+    student, attacked = compiled._views(compiled.model_wrapped)
+    assert attacked._forward_through[0] is student._forward_through[0] is not compiled.model
+    for name, expected in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[name], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_workers_read_images_where_that_helps(trainer_on):
+    assert trainer_on().args.dataloader_num_workers == 0  # a CPU has better to do
+    assert trainer_on(dataloader_num_workers=2).args.dataloader_num_workers == 2
 
 
 def test_further_metrics_see_the_clean_logits(trainer_on):

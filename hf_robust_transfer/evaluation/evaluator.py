@@ -12,6 +12,8 @@ from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTr
 
 from ..data import PixelDataset
 from ..modeling import PixelClassifier, load_model
+from ..modeling.classifier import device_of
+from ..modeling.fast import choose_precision
 from ..threat_model import ThreatModel
 from .chunks import Outcomes, Task, attack_in_chunks
 from .metrics import METRICS, load_metric
@@ -31,6 +33,7 @@ class RobustnessEvaluator(Evaluator):
         attack: one attack, as `parse_attack` reads it.
         seed: of the attack.
         chunk_size: images attacked at a time.
+        precision: to craft the attack in, as for `evaluate_robustness`.
 
     Example:
         >>> evaluator = RobustnessEvaluator(ThreatModel("linf", "8/255"), "pgd-20")
@@ -38,10 +41,19 @@ class RobustnessEvaluator(Evaluator):
         {'clean_accuracy': 0.937, …, 'robust_accuracy': 0.755, …, 'total_time_in_seconds': 4.1, …}
     """
 
-    def __init__(self, threat_model: ThreatModel, attack: str = "pgd-20", *, seed: int = 0, chunk_size: int = 50) -> None:
+    def __init__(
+        self,
+        threat_model: ThreatModel,
+        attack: str = "pgd-20",
+        *,
+        seed: int = 0,
+        chunk_size: int = 50,
+        precision: str = "auto",
+    ) -> None:
         (parsed,) = parse_attacks([attack], surrogate=False)
         super().__init__("image-classification", default_metric_name="robust_accuracy")
         self.threat_model, self.attack, self.seed, self.chunk_size = threat_model, parsed, seed, chunk_size
+        self.precision = precision
 
     def compute(
         self,
@@ -109,6 +121,7 @@ class RobustnessEvaluator(Evaluator):
             num_labels=len(classifier.labels),
             chunk_size=self.chunk_size,
             seed=self.seed,
+            precision=choose_precision(self.precision, device_of(classifier)),
             progress=False,
         )
         time = self._compute_time_perf(began, perf_counter(), len(images))

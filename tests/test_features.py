@@ -1,0 +1,171 @@
+"""Features that are computed once: training with them against training without, and when they are computed again."""
+
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments
+from hf_robust_transfer.data import as_pixels, collate
+from hf_robust_transfer.transfer.features import cache_features, feature_key
+
+
+@pytest.fixture
+def train(tiny, digits, tmp_path):
+    """A function (kind, **arguments) -> the trainer after training, and how many images its backbone was shown."""
+
+    def run(kind="timm-convnext", dtype=torch.float64, teacher_seed=0, **arguments):
+        model, processor = tiny(kind)
+        shown = []
+        model.timm_model.forward_features.__self__.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
+        args = RobustTrainingArguments(
+            str(tmp_path / "run"),
+            feature_cache_dir=str(tmp_path / "features"),
+            use_cpu=True,
+            seed=1,
+            **{"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", **arguments},
+        )
+        teacher = PixelClassifier(tiny(kind, seed=teacher_seed)[0].to(dtype), processor) if args.lwf_weight else None
+        dataset = PixelDataset(digits.select(range(40)), processor)
+        trainer = RobustTrainer(
+            model.to(dtype), args, processing_class=processor, teacher=teacher, train_dataset=dataset, eval_dataset=dataset
+        )
+        trainer.train()
+        return trainer, shown
+
+    return run
+
+
+FROZEN = {"freeze": "backbone", "num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 0.5}
+WARM_LWF = {"warm_start_steps": 4, "lwf_weight": 0.5, "max_steps": 8, "per_device_train_batch_size": 16}
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("kind", ["timm-convnext", "timm-resnet", "timm-vit"])
+@pytest.mark.parametrize("options", [FROZEN, WARM_LWF], ids=["frozen", "warm start and LwF"])
+def test_training_on_known_features_ends_with_the_same_weights(train, kind, options, flip):
+    plain, shown_plain = train(kind, cache_features=False, random_flip=flip, teacher_seed=3, **options)
+    cached, shown = train(kind, random_flip=flip, teacher_seed=3, **options)
+    for name, expected in plain.model.state_dict().items():
+        torch.testing.assert_close(
+            cached.model.state_dict()[name].float(), expected.float(), rtol=1e-5, atol=1e-6, msg=name
+        )
+    losses = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (plain, cached)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    once = 40 * (1 + flip)
+    if options is FROZEN:
+        assert (sum(shown_plain), sum(shown)) == (3 * 40, once)
+    else:
+        after_warm_start = sum(shown_plain) - (16 + 16 + 8 + 16)  # what the first four steps see
+        assert sum(shown) == once + after_warm_start
+
+
+def test_frozen_training_reads_each_image_once(train, monkeypatch):
+    read = []
+    original = PixelDataset._read
+    monkeypatch.setattr(PixelDataset, "_read", lambda self, row: read.append(row) or original(self, row))
+    train(**FROZEN)
+    assert sorted(read) == list(range(40))
+
+
+def test_a_random_crop_or_the_option_makes_every_step_compute_its_features(train):
+    for options in ({"random_crop": 1}, {"cache_features": False}):
+        _, shown = train(**FROZEN, **options)
+        assert sum(shown) == 3 * 40
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2", "squared_l2", "cosine"])
+def test_a_teacher_that_runs_in_every_step_has_no_graph(train, distance):
+    trainer, _ = train(random_crop=1, lwf_weight=0.5, lwf_distance=distance, max_steps=2, teacher_seed=3)
+    assert all(parameter.grad is None for parameter in trainer.teacher.parameters())
+    assert all(entry["loss_lwf"] > 0 for entry in trainer.state.log_history if "loss_lwf" in entry)
+
+
+def test_in_bf16_known_features_are_those_of_bf16(train):
+    plain, _ = train(dtype=torch.float32, bf16=True, cache_features=False, **FROZEN)
+    cached, _ = train(dtype=torch.float32, bf16=True, **FROZEN)
+    losses = [[entry["loss"] for entry in trainer.state.log_history if "loss" in entry] for trainer in (plain, cached)]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_another_run_finds_the_features_of_the_same_weights_and_data(train, tmp_path):
+    _, first = train(**FROZEN)
+    (file,) = (tmp_path / "features").glob("*.npy")
+    _, second = train(**FROZEN)
+    assert sum(first) == 40 and sum(second) == 0
+    _, flipped = train(**FROZEN, random_flip=True)
+    assert sum(flipped) == 80
+    # The teacher of a student's own weights shares its features.
+    trainer, shown = train(**WARM_LWF)
+    assert sum(shown) == 16 + 16 + 8 + 16 and file.exists()
+    assert trainer._teacher_features.features.shape == trainer._student_features.features.shape
+
+
+def test_the_key_depends_on_weights_and_normalisation_but_not_on_the_head(tiny):
+    model, processor = tiny("timm-convnext")
+    key = feature_key(PixelClassifier(model, processor), "data", True)
+    assert key != feature_key(PixelClassifier(model, processor), "other data", True)
+    with torch.no_grad():
+        model.timm_model.get_classifier().weight.add_(1)
+    assert feature_key(PixelClassifier(model, processor), "data", True) == key
+    classifier = PixelClassifier(model, processor)
+    classifier.mean += 0.1
+    assert feature_key(classifier, "data", True) != key
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    assert feature_key(PixelClassifier(model, processor), "data", True) != key
+
+
+def test_what_is_kept_is_each_samples_own(tiny, digits, tmp_path):
+    model, processor = tiny("timm-convnext")
+    classifier = PixelClassifier(model, processor)
+    dataset = PixelDataset(digits.select(range(10)), processor)
+    loader = DataLoader(dataset, 4, collate_fn=collate)
+    cache = cache_features(classifier, loader, mirrored=True, file=tmp_path / "deep" / "features.npy", progress=False)
+    rows, mirrored = torch.tensor([7, 2, 2]), torch.tensor([False, True, False])
+    images = torch.stack([as_pixels(dataset[row]["pixel_values"]) for row in rows])
+    images[1] = images[1].flip(-1)
+    with torch.no_grad():
+        torch.testing.assert_close(cache.of(rows, mirrored), classifier.outputs(images).features)
+
+
+def test_interrupted_computing_leaves_nothing_behind(tiny, digits, tmp_path):
+    model, processor = tiny("timm-convnext")
+    dataset = PixelDataset(digits.select(range(10)), processor)
+
+    def breaking(items):
+        if len(items) < 4:
+            raise KeyboardInterrupt
+        return collate(items)
+
+    file = tmp_path / "features.npy"
+    with pytest.raises(KeyboardInterrupt):
+        cache_features(
+            PixelClassifier(model, processor), DataLoader(dataset, 4, collate_fn=breaking), file=file, progress=False
+        )
+    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+
+
+def test_of_several_that_want_the_same_one_computes(tiny, digits, tmp_path):
+    model, processor = tiny("timm-convnext")
+    classifier = PixelClassifier(model, processor)
+    batches = []
+
+    def counting(items):
+        batches.append(len(items))
+        return collate(items)
+
+    dataset = PixelDataset(digits.select(range(10)), processor)
+    found = []
+
+    def want():
+        loader = DataLoader(dataset, 5, collate_fn=counting)
+        found.append(cache_features(classifier, loader, file=tmp_path / "features.npy", progress=False))
+
+    threads = [threading.Thread(target=want) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert batches == [5, 5] and len(found) == 3
