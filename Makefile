@@ -21,7 +21,7 @@ quickstart: $(INSTALLED)  ## run the embedded example anew, on the first GPU if 
 		recipes/finetune.py --overwrite_output_dir $(ARGS)
 
 test: $(INSTALLED_DEV)  ## run the tests but the slow ones; pytest's flags in ARGS="…"
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED_DEV)  ## run the slow tests
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m slow $(ARGS)

@@ -23,13 +23,13 @@ from .attacks import pgd
 from .data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
 from .evaluation.metrics import compute_metric
 from .hub import publish, publish_in_background, stand_alone
-from .modeling.classifier import PixelClassifier, accept_features, classifier_layer
+from .modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
 from .threat_model import ThreatModel, parse_eps
 from .training_args import RobustTrainingArguments
 from .transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
-from .transfer.features import FeatureCache, cache_features, feature_key
+from .transfer.features import FeatureCache, cache_features
 from .transfer.warm_start import steps_of
 
 # The purposes that randomness is drawn for, as parts of its address.
@@ -43,7 +43,8 @@ class RobustTrainer(Trainer):
     Data sets are map-style and yield ``{"pixel_values": (C, H, W), "labels": int}``, pixels floating in [0, 1] or uint8,
     as `hf_robust_transfer.data.PixelDataset` does; normalisation happens inside. `evaluate` returns ``eval_accuracy``,
     ``eval_robust_accuracy``, ``eval_loss`` and ``eval_robust_loss`` under PGD with ``args.eval_attack_steps`` steps,
-    crafted in the precision of training and judged in float32.
+    crafted in the precision of training and judged in float32. Features that cannot change are computed once for a data
+    set that has a ``fingerprint``, as `PixelDataset` does: it says that items are the same whenever they are read.
 
     Args:
         model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
@@ -177,30 +178,29 @@ class RobustTrainer(Trainer):
             args.per_device_eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
+            generator=torch.Generator(),  # else it would draw from the random state of training
         )
 
-        def features_of(classifier: PixelClassifier) -> FeatureCache:
-            fingerprint = getattr(dataset, "fingerprint", None)
-            key = feature_key(classifier, fingerprint, args.random_flip, str(self.accelerator.mixed_precision))
-            return cache_features(
-                classifier,
-                loader,
-                mirrored=args.random_flip,
-                precision=self.accelerator.autocast(),
-                file=None if fingerprint is None else Path(args.feature_cache_dir, f"{key}.npy"),
-                progress=self.is_world_process_zero() and not args.disable_tqdm,
-            )
-
+        known = partial(
+            cache_features,
+            loader=loader,
+            folder=Path(args.feature_cache_dir),
+            fingerprint=dataset.fingerprint,
+            mirrored=args.random_flip,
+            precision="bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+            progress=self.is_world_process_zero() and not args.disable_tqdm,
+        )
         warm_steps = steps_of(args.warm_start_steps, self.state.max_steps)
         if args.objective == "natural" and (args.freeze == "backbone" or self.state.global_step < warm_steps):
-            self._student_features = features_of(PixelClassifier(self.model, self.processing_class))
+            self._student_features = known(PixelClassifier(self.model, self.processing_class))
         if args.lwf_weight:
             assert self.teacher is not None
-            self._teacher_features = features_of(self.teacher)
+            self._teacher_features = known(self.teacher)
 
     @property
     def _caches_features(self) -> bool:
-        return self.args.cache_features and not self.args.random_crop
+        # A data set without a fingerprint may draw its own augmentation, anew in every epoch.
+        return self.args.cache_features and not self.args.random_crop and hasattr(self.train_dataset, "fingerprint")
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass on a micro-batch."""
@@ -350,7 +350,7 @@ class RobustTrainer(Trainer):
                 seed=fold_in(self.args.seed, _EVALUATION),
                 indices=inputs["indices"],
             )
-        with torch.no_grad(), classifier.full_precision():
+        with torch.no_grad(), full_precision(classifier):
             logits: Any = classifier(images)
             if adversarial is not None:
                 logits = (logits, classifier(adversarial))

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments
 from hf_robust_transfer.data import as_pixels, collate
-from hf_robust_transfer.transfer.features import cache_features, feature_key
+from hf_robust_transfer.transfer.features import cache_features
 
 
 @pytest.fixture
@@ -18,7 +18,12 @@ def train(tiny, digits, tmp_path):
     def run(kind="timm-convnext", dtype=torch.float64, teacher_seed=0, **arguments):
         model, processor = tiny(kind)
         shown = []
-        model.timm_model.forward_features.__self__.register_forward_pre_hook(lambda _, args: shown.append(len(args[0])))
+
+        def look(_, inputs):
+            if len(inputs[0]) > 2:  # two are what a fast copy is compared on
+                shown.append(len(inputs[0]))
+
+        model.timm_model.register_forward_pre_hook(look)
         args = RobustTrainingArguments(
             str(tmp_path / "run"),
             feature_cache_dir=str(tmp_path / "features"),
@@ -99,73 +104,101 @@ def test_another_run_finds_the_features_of_the_same_weights_and_data(train, tmp_
     # The teacher of a student's own weights shares its features.
     trainer, shown = train(**WARM_LWF)
     assert sum(shown) == 16 + 16 + 8 + 16 and file.exists()
-    assert trainer._teacher_features.features.shape == trainer._student_features.features.shape
+    assert trainer._teacher_features.features.filename == trainer._student_features.features.filename
 
 
-def test_the_key_depends_on_weights_and_normalisation_but_not_on_the_head(tiny):
+@pytest.fixture
+def cached(tiny, digits, tmp_path):
+    """A function (classifier, …) -> the features of ten digits, and how many images had to be looked at."""
+    dataset = PixelDataset(digits.select(range(10)), tiny("timm-convnext")[1])
+
+    def find(classifier, fingerprint="ten digits", **options):
+        looked = []
+
+        def counting(items):
+            looked.append(len(items))
+            return collate(items)
+
+        loader = DataLoader(dataset, 4, collate_fn=counting)
+        cache = cache_features(
+            classifier, loader, tmp_path / "deep" / "features", fingerprint=fingerprint, progress=False, **options
+        )
+        return cache, sum(looked)
+
+    find.dataset = dataset
+    return find
+
+
+def test_features_are_found_again_by_weights_and_normalisation_but_whatever_the_head(tiny, cached):
     model, processor = tiny("timm-convnext")
-    key = feature_key(PixelClassifier(model, processor), "data", True)
-    assert key != feature_key(PixelClassifier(model, processor), "other data", True)
+    assert cached(PixelClassifier(model, processor))[1] == 10
+    assert cached(PixelClassifier(model, processor))[1] == 0
+    assert cached(PixelClassifier(model, processor), fingerprint="ten other digits")[1] == 10
+    assert cached(PixelClassifier(model, processor), mirrored=True)[1] == 10
     with torch.no_grad():
         model.timm_model.get_classifier().weight.add_(1)
-    assert feature_key(PixelClassifier(model, processor), "data", True) == key
+    assert cached(PixelClassifier(model, processor))[1] == 0
     classifier = PixelClassifier(model, processor)
     classifier.mean += 0.1
-    assert feature_key(classifier, "data", True) != key
+    assert cached(classifier)[1] == 10
     with torch.no_grad():
         next(model.parameters()).add_(1)
-    assert feature_key(PixelClassifier(model, processor), "data", True) != key
+    assert cached(PixelClassifier(model, processor))[1] == 10
 
 
-def test_what_is_kept_is_each_samples_own(tiny, digits, tmp_path):
-    model, processor = tiny("timm-convnext")
-    classifier = PixelClassifier(model, processor)
-    dataset = PixelDataset(digits.select(range(10)), processor)
-    loader = DataLoader(dataset, 4, collate_fn=collate)
-    cache = cache_features(classifier, loader, mirrored=True, file=tmp_path / "deep" / "features.npy", progress=False)
+def test_what_is_kept_is_each_samples_own(tiny, cached):
+    classifier = PixelClassifier(*tiny("timm-convnext"))
+    cache, _ = cached(classifier, mirrored=True)
     rows, mirrored = torch.tensor([7, 2, 2]), torch.tensor([False, True, False])
-    images = torch.stack([as_pixels(dataset[row]["pixel_values"]) for row in rows])
+    images = torch.stack([as_pixels(cached.dataset[row]["pixel_values"]) for row in rows])
     images[1] = images[1].flip(-1)
     with torch.no_grad():
         torch.testing.assert_close(cache.of(rows, mirrored), classifier.outputs(images).features)
 
 
-def test_interrupted_computing_leaves_nothing_behind(tiny, digits, tmp_path):
-    model, processor = tiny("timm-convnext")
-    dataset = PixelDataset(digits.select(range(10)), processor)
+def test_interrupted_computing_leaves_nothing_behind(tiny, cached, tmp_path):
+    classifier = PixelClassifier(*tiny("timm-convnext"))
+    calls = []
 
-    def breaking(items):
-        if len(items) < 4:
+    def breaking(*_):
+        calls.append(1)
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        return collate(items)
 
-    file = tmp_path / "features.npy"
+    handle = classifier.model.register_forward_hook(breaking)
     with pytest.raises(KeyboardInterrupt):
-        cache_features(
-            PixelClassifier(model, processor), DataLoader(dataset, 4, collate_fn=breaking), file=file, progress=False
-        )
-    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+        cached(classifier)
+    assert {path.suffix for path in (tmp_path / "deep" / "features").iterdir()} <= {".lock"}
+    handle.remove()
+    assert cached(classifier)[1] == 10
 
 
-def test_of_several_that_want_the_same_one_computes(tiny, digits, tmp_path):
-    model, processor = tiny("timm-convnext")
-    classifier = PixelClassifier(model, processor)
-    batches = []
-
-    def counting(items):
-        batches.append(len(items))
-        return collate(items)
-
-    dataset = PixelDataset(digits.select(range(10)), processor)
-    found = []
-
-    def want():
-        loader = DataLoader(dataset, 5, collate_fn=counting)
-        found.append(cache_features(classifier, loader, file=tmp_path / "features.npy", progress=False))
-
-    threads = [threading.Thread(target=want) for _ in range(3)]
+def test_of_several_that_want_the_same_one_computes(tiny, cached):
+    classifier = PixelClassifier(*tiny("timm-convnext"))
+    looked = []
+    threads = [threading.Thread(target=lambda: looked.append(cached(classifier)[1])) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert batches == [5, 5] and len(found) == 3
+    assert sorted(looked) == [0, 0, 10]
+
+
+def test_a_data_set_without_a_fingerprint_may_change_its_items(tiny, digit_batch, tmp_path):
+    model, processor = tiny("timm-convnext")
+    images, labels = digit_batch(8)
+    read = []
+
+    class Changing(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(labels)
+
+        def __getitem__(self, row):
+            read.append(row)
+            return {"pixel_values": images[row], "labels": int(labels[row])}
+
+    args = RobustTrainingArguments(
+        str(tmp_path / "run"), use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, **FROZEN
+    )
+    RobustTrainer(model, args, processing_class=processor, train_dataset=Changing()).train()
+    assert len(read) == 3 * len(labels)

@@ -28,6 +28,7 @@ from hf_robust_transfer.modeling import (
     replace_head,
 )
 from hf_robust_transfer.modeling.cifar import PaddedShortcut
+from hf_robust_transfer.modeling.classifier import full_precision
 
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
 
@@ -108,7 +109,7 @@ def test_full_precision_switches_autocast_off(tiny):
     expected = classifier(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert classifier(images).dtype == torch.bfloat16
-        with classifier.full_precision():
+        with full_precision(classifier):
             assert torch.equal(classifier(images), expected)
         assert classifier(images).dtype == torch.bfloat16
 

@@ -8,6 +8,12 @@ from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArg
 K = 3
 
 
+class Items(list):
+    """Items of a data set that stay the same."""
+
+    fingerprint = "eight digits"
+
+
 @pytest.fixture
 def passes(tiny, digit_batch, tmp_path):
     """A function (**arguments) -> forward and backward passes of the student's network, and forward passes of the teacher.
@@ -32,10 +38,11 @@ def passes(tiny, digit_batch, tmp_path):
         if teacher is not None:
             watch(teacher.model, "teacher", False)
         images, labels = digit_batch(8)
-        data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+        data = Items({"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True))
         args = RobustTrainingArguments(
             str(tmp_path / "run"),
             use_cpu=True,
+            feature_cache_dir=str(tmp_path / "features"),
             eps="0.1",
             attack_steps=K,
             eval_attack_steps=K,
@@ -74,8 +81,8 @@ def test_a_step_makes_the_passes_of_its_definition(passes, objective, forward, b
 
 
 def test_known_features_of_the_teacher_cost_a_step_nothing(passes):
-    for steps in (1, 4):
-        assert passes(lwf_weight=0.5, cache_features=True, max_steps=steps) == (steps, steps, 1)
+    assert passes(lwf_weight=0.5, cache_features=True, max_steps=4) == (4, 4, 1)
+    assert passes(lwf_weight=0.5, cache_features=True, max_steps=4) == (4, 4, 0)  # found again
 
 
 def test_a_frozen_backbone_is_run_once_and_never_backwards(passes):

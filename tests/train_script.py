@@ -36,6 +36,7 @@ class Pixels(torch.utils.data.Dataset):
         digits = load_digits()
         images = np.repeat(digits.images[first : first + count, None] / 16, 3, axis=1)
         self.images, self.labels = torch.tensor(images, dtype=dtype), digits.target[first : first + count]
+        self.fingerprint = f"digits {first} {count} {dtype}"
 
     def __len__(self):
         return len(self.labels)

@@ -113,7 +113,7 @@ def attack_in_chunks(
     sample = as_pixels(collate([indexed[index] for index in range(min(2, len(indexed)))])["pixel_values"].to(device))
     attacked_as = fast_copy(classifier, sample, precision, compiled=compiled)
     surrogate_as = None if surrogate is None else fast_copy(surrogate, sample, precision, compiled=compiled)
-    exact = _exact(classifier, device)
+    exact = _exact(classifier)
     total = sum(len(chunks[number]) for number in own for task in tasks if task.chunks is None or number < task.chunks)
     records: list[dict[str, Any]] = []
     with untouched(classifier), tqdm(total=total, disable=not (progress and state.is_main_process), unit="image") as bar:
@@ -157,9 +157,9 @@ def attack_in_chunks(
     return _gathered(records, tasks)
 
 
-def _exact(classifier: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _exact(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
     def exact(images: Tensor) -> Tensor:
-        with full_precision(device):
+        with full_precision(classifier):
             return classifier(images)
 
     return exact

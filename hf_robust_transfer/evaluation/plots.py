@@ -96,7 +96,7 @@ def plot_examples(
     device = device_of(classifier)
     images, truth, indices = (batch[name].to(device) for name in ("pixel_values", "labels", "indices"))
     images = as_pixels(images)
-    with full_precision(device):
+    with full_precision(classifier):
         with torch.no_grad():
             rows = (classifier(images).argmax(1) == truth).nonzero()[:columns, 0]
         images, truth, indices = images[rows], truth[rows], indices[rows]

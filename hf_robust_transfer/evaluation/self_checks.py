@@ -100,7 +100,7 @@ def vanishing_gradients(classifier: nn.Module, images: Tensor, labels: Tensor) -
         images: (B, C, H, W).
         labels: int64 (B,).
     """
-    with torch.inference_mode(False), torch.enable_grad(), untouched(classifier), full_precision(images.device):
+    with torch.inference_mode(False), torch.enable_grad(), untouched(classifier), full_precision(classifier):
         images = images.detach().clone().requires_grad_()
         loss = F.cross_entropy(classifier(images), labels, reduction="sum")
         # A classifier that cuts the graph altogether has no gradient either.

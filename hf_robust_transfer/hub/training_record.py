@@ -25,10 +25,13 @@ _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets",
 # Of this package's options, those that change nothing of it.
 _OF_NO_EFFECT = (
     *("per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit", "ddp_broadcast_buffers"),
-    *("eval_attack_steps", "eval_attack_step_size"),
+    *("eval_attack_steps", "eval_attack_step_size", "cache_features", "feature_cache_dir", "dataloader_num_workers"),
 )
 # Flags whose value is a secret, or says nothing to others.
-_DROPPED = ("--token", "--hub_token", "--hub-token", "--cache_dir", "--cache-dir")
+_DROPPED = (
+    *("--token", "--hub_token", "--hub-token", "--cache_dir", "--cache-dir"),
+    *("--feature_cache_dir", "--feature-cache-dir"),
+)
 
 
 def command_line(argv: Sequence[str]) -> str:

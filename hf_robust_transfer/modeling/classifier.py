@@ -145,28 +145,28 @@ class PixelClassifier(nn.Module):
             handle.remove()
         return ClassifierOutput(logits, captured[0].flatten(1))
 
-    @contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Run in float32: as the function of that name, and without what `accelerate` puts around a model's forward."""
-        patched = self.model.__dict__.pop("forward", None)  # accelerate patches the instance, not the class
-        try:
-            with full_precision(self.mean.device):
-                yield
-        finally:
-            if patched is not None:
-                self.model.forward = patched
-
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Run what is computed on this device in float32: without autocast and without TF32."""
+def full_precision(classifier: nn.Module) -> Iterator[None]:
+    """Run a classifier in float32: without autocast, without TF32, and without what `accelerate` puts around its model."""
     allow_tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
+    model = getattr(classifier, "model", classifier)
+    patched = model.__dict__.get("forward")
+    undo_mixed_precision(model)
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device_of(classifier).type, enabled=False):
             yield
     finally:
         torch.backends.cudnn.allow_tf32 = allow_tf32
+        if patched is not None:
+            model.forward = patched
+
+
+def undo_mixed_precision(model: nn.Module) -> None:
+    """Take off, in place, the autocast that `accelerate` puts around a prepared model's forward."""
+    if "_original_forward" in model.__dict__:
+        model.forward = model._original_forward  # type: ignore[assignment]
 
 
 def accept_features(model: PreTrainedModel) -> None:

@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .classifier import device_of, full_precision
+from .classifier import device_of, full_precision, undo_mixed_precision
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,19 +43,16 @@ def fast_copy(
 ) -> Callable[[Tensor], Tensor]:
     """A function from images to logits that equals a classifier in eval mode but for rounding, and is faster.
 
-    Batch-norm is folded into the convolutions before it, weights are cast once instead of at every call and laid out
-    channels-last, and no parameter requires a gradient. It is a copy: what happens to the classifier later does not
-    show in it.
+    It runs a `fast_module` under autocast. What happens to the classifier later does not show in it.
 
     Args:
         classifier: maps [0, 1] images to logits, on its device.
-        images: a few images that it takes, (B, C, H, W): the folded copy is compared on them with the original, and is
-            used only where both agree.
+        images: a few images that it takes, (B, C, H, W), as for `fast_module`.
         precision: ``"float32"``, ``"bf16"`` or ``"fp16"``, as autocast computes in it; ``"auto"`` as `choose_precision`.
         compiled: run it through `torch.compile`, which takes a minute at first and needs a C++ compiler.
 
     Returns:
-        A function of images on the classifier's device, differentiable in them.
+        A function of images on the classifier's device, differentiable in them; logits have the images' dtype.
 
     Raises:
         ValueError: an unknown precision.
@@ -67,19 +64,47 @@ def fast_copy(
         True
     """
     device = device_of(classifier)
-    dtype = PRECISIONS[choose_precision(precision, device)]
-    copied = copy.deepcopy(classifier).eval().requires_grad_(False)
-    _fold_batch_norms(copied, images)
-    for module in copied.modules():
-        if type(module) in (nn.Conv2d, nn.Linear):
-            module.to(dtype=dtype).to(memory_format=torch.channels_last)
-    run: Callable[[Tensor], Tensor] = torch.compile(copied) if compiled else copied
+    precision = choose_precision(precision, device)
+    module = fast_module(classifier, images, precision)
+    run: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
 
     def fast(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, precision):
             return run(images).to(images.dtype)
 
     return fast
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to a precision on a device; in float32, none."""
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=PRECISIONS[precision] is not None)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def fast_module(classifier: Module, images: Tensor, precision: str) -> Module:
+    """A copy in eval mode, to run under `autocast`: batch-norm folded into convolutions, weights cast once, channels-last.
+
+    No parameter of it requires a gradient.
+
+    Args:
+        classifier: a network over [0, 1] images.
+        images: a few images that it takes; folding is compared on them with the original, and done only where both agree.
+        precision: one of `PRECISIONS`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> print(fast_module(model, torch.rand(2, 3, 8, 8), "float32")[1])
+        Sequential()
+    """
+    copied = copy.deepcopy(classifier).eval().requires_grad_(False)
+    undo_mixed_precision(getattr(copied, "model", copied))  # it would run the original
+    _fold_batch_norms(copied, images)
+    for module in copied.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(dtype=PRECISIONS[precision]).to(memory_format=torch.channels_last)
+    return copied
 
 
 def _fold_batch_norms(model: nn.Module, images: Tensor) -> None:
@@ -88,6 +113,8 @@ def _fold_batch_norms(model: nn.Module, images: Tensor) -> None:
     Which one follows which is observed on a forward pass; that nothing else uses what is between them follows from the
     logits staying the same.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     calls: list[nn.Module] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
@@ -107,7 +134,7 @@ def _fold_batch_norms(model: nn.Module, images: Tensor) -> None:
             handles.append(module.register_forward_hook(after_convolution))
         elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_var is not None:
             handles.append(module.register_forward_pre_hook(before_norm))
-    with torch.no_grad(), full_precision(images.device):
+    with torch.no_grad(), full_precision(model):
         expected = model(images)
         for handle in handles:
             handle.remove()
