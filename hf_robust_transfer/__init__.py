@@ -11,10 +11,12 @@ from .registration import register_architectures
 if TYPE_CHECKING:
     from .attacks.fgsm import fgsm
     from .attacks.pgd import pgd
+    from .attacks.until_fooled import pgd_until_fooled
     from .data import DataArguments, ImageSplits, PixelDataset, load_image_splits
     from .evaluation import RobustnessReport, evaluate_robustness, load_metric
     from .evaluation.evaluator import RobustnessEvaluator
     from .modeling import PixelClassifier, create_model, import_checkpoint, load_model, replace_head
+    from .modeling.fast import fast_copy
     from .threat_model import ThreatModel
     from .trainer import RobustTrainer
     from .training_args import RobustTrainingArguments
@@ -23,11 +25,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attacks": ("fgsm", "pgd"),
+    "attacks": ("fgsm", "pgd", "pgd_until_fooled"),
     "data": ("DataArguments", "ImageSplits", "PixelDataset", "load_image_splits"),
     "evaluation": ("RobustnessReport", "evaluate_robustness", "load_metric"),
     "evaluation.evaluator": ("RobustnessEvaluator",),
     "modeling": ("PixelClassifier", "create_model", "import_checkpoint", "load_model", "replace_head"),
+    "modeling.fast": ("fast_copy",),
     "threat_model": ("ThreatModel",),
     "trainer": ("RobustTrainer",),
     "training_args": ("RobustTrainingArguments",),
@@ -48,6 +51,7 @@ __all__ = [
     "create_model",
     "describe",
     "evaluate_robustness",
+    "fast_copy",
     "feature_distance",
     "fgsm",
     "freeze",
@@ -56,6 +60,7 @@ __all__ = [
     "load_metric",
     "load_model",
     "pgd",
+    "pgd_until_fooled",
     "replace_head",
 ]
 

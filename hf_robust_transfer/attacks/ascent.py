@@ -1,0 +1,70 @@
+"""What the attacks of the PGD family share: losses to ascend, and the pieces of a step."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..threat_model import ThreatModel
+from .untouched import Classifier
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, clean_logits: Tensor) -> Tensor:
+    """Cross-entropy of each sample, shape (B,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor, clean_logits: Tensor) -> Tensor:
+    """The largest other logit minus the label's, shape (B,): positive exactly where the label is not predicted.
+
+    The loss of Carlini & Wagner (arXiv 1608.04644, f₆ without the floor), whose gradient does not vanish on confident
+    samples as that of cross-entropy does.
+    """
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(own, -torch.inf).amax(1) - logits[own]
+
+
+def kl(logits: Tensor, labels: Tensor, clean_logits: Tensor) -> Tensor:
+    """KL(p(clean) ‖ p(adversarial)) of each sample, shape (B,): the inner maximisation of TRADES. Ignores the labels."""
+    target = F.log_softmax(clean_logits, 1)
+    return F.kl_div(F.log_softmax(logits, 1), target, reduction="none", log_target=True).sum(1)
+
+
+# Steps do not depend on the gradient's length, but in fp16 the gradient of a confident sample would vanish without this.
+_SCALE = 1024
+
+LOSSES = {"cross_entropy": cross_entropy, "margin": margin, "kl": kl}
+
+
+def checked_step_size(
+    threat_model: ThreatModel, steps: int, step_size: float | None, random_start: bool, restarts: int, loss: str
+) -> float:
+    """The step size, once all options are seen to be in range."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown: use one of {', '.join(LOSSES)}")
+    if steps < 0 or restarts < 1 or (restarts > 1 and not random_start):
+        raise ValueError(
+            f"steps={steps}, restarts={restarts}, random_start={random_start}: steps must be at least 0, restarts at"
+            " least 1, and several restarts need a random start"
+        )
+    step_size = threat_model.eps / 4 if step_size is None else step_size
+    if step_size <= 0 < threat_model.eps:
+        raise ValueError(f"step_size={step_size} must be above 0")
+    return step_size
+
+
+def clean_logits_for(classifier: Classifier, images: Tensor, loss: str) -> Tensor:
+    """The logits of clean images where the loss looks at them, else none."""
+    if loss != "kl":
+        return images.new_empty(len(images), 0)
+    with torch.no_grad():
+        return classifier(images).to(images.dtype)
+
+
+def input_gradient(objective: Tensor, adversarial: Tensor) -> Tensor:
+    """The gradient of each sample's objective with respect to its own image, times a constant."""
+    return torch.autograd.grad(_SCALE * objective.sum(), adversarial)[0]
+
+
+def per_image(mask: Tensor, images: Tensor) -> Tensor:
+    """A mask (B,) in a shape that broadcasts over images."""
+    return mask.view(-1, *[1] * (images.dim() - 1))
