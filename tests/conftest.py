@@ -6,8 +6,10 @@ import os
 import shutil
 import tempfile
 
-# Before anything reads them: no test may wait for a network, or leave features in the user's cache.
+# Before anything reads them: no test may wait for a network, leave features in the user's cache, or start more threads
+# in its processes than there are cores, since several tests run side by side.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 
 import runpy
