@@ -24,6 +24,7 @@ from .data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
 from .evaluation.metrics import compute_metric
 from .hub import publish, publish_in_background, stand_alone
 from .modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision
+from .modeling.fast import PRECISIONS
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
 from .threat_model import ThreatModel, parse_eps
@@ -173,6 +174,7 @@ class RobustTrainer(Trainer):
     def _cache_features(self) -> None:
         """Compute, or find, the features of training images that are the same in every epoch."""
         args, dataset = self.args, cast(Any, self.train_dataset)
+        precision = str(self.accelerator.mixed_precision)  # may come from `accelerate launch` as well
         loader: DataLoader[Any] = DataLoader(
             Indexed(dataset, len(self.model.config.id2label or ())),
             args.per_device_eval_batch_size,
@@ -180,14 +182,13 @@ class RobustTrainer(Trainer):
             num_workers=args.dataloader_num_workers,
             generator=torch.Generator(),  # else it would draw from the random state of training
         )
-
         known = partial(
             cache_features,
             loader=loader,
             folder=Path(args.feature_cache_dir),
             fingerprint=dataset.fingerprint,
             mirrored=args.random_flip,
-            precision="bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+            precision=precision if precision in PRECISIONS else "float32",
             progress=self.is_world_process_zero() and not args.disable_tqdm,
         )
         warm_steps = steps_of(args.warm_start_steps, self.state.max_steps)
@@ -244,7 +245,7 @@ class RobustTrainer(Trainer):
     def _step(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingStep:
         args, epoch, indices = self.args, int(self.state.epoch or 0), inputs["indices"]
         seed = fold_in(args.seed, _AUGMENTATION, epoch)
-        images = inputs.get("pixel_values", indices)
+        images = inputs.get("pixel_values", indices)  # where features are all that is looked at, there are none
         if "pixel_values" in inputs:
             images = augment(images, seed=seed, indices=indices, crop_padding=args.random_crop, flip=args.random_flip)
         student, attacked = self._views(model)

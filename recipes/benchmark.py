@@ -152,13 +152,17 @@ class Setting:
     def _pixels(self, images: Dataset) -> PixelDataset:
         return PixelDataset(images, load_model(str(self.args.model_name_or_path))[1])
 
-    def batches(self, samples: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
         """The images to attack, as pixels in [0, 1], with their labels, on the device."""
-        rows = range(min(samples or len(self.dataset), len(self.dataset)))
-        images = torch.stack([as_pixels(self.dataset[row]["pixel_values"]) for row in rows]).to(self.device)
-        labels = torch.tensor(self.dataset.labels[: len(rows)], device=self.device)
+        images, labels = self.first(len(self.dataset))
         size = self.args.batch_size
         return list(zip(images.split(size), labels.split(size), strict=True))
+
+    def first(self, samples: int) -> tuple[Tensor, Tensor]:
+        """The first so many of them as one batch."""
+        rows = range(min(samples, len(self.dataset)))
+        images = torch.stack([as_pixels(self.dataset[row]["pixel_values"]) for row in rows]).to(self.device)
+        return images, torch.tensor(self.dataset.labels[: len(rows)], device=self.device)
 
 
 def peers(classifier: PixelClassifier) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -356,8 +360,7 @@ def _difference(name: str, ours: float, peer: float, peer_name: str, samples: in
 
 def autoattack(setting: Setting) -> list[dict[str, Any]]:
     """AutoAttack standard in one round, ours against the package called plainly."""
-    count = setting.args.autoattack_samples
-    (images, labels), *_ = Setting.batches(_with(setting, batch_size=count), count)
+    images, labels = setting.first(setting.args.autoattack_samples)
     dataset = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images.cpu(), labels, strict=True)]
     plain = Plain(setting.robust).to(setting.device).eval().requires_grad_(True)
     found: dict[str, float] = {}
@@ -391,12 +394,6 @@ def autoattack(setting: Setting) -> list[dict[str, Any]]:
         "images/min",
     )
     return [speed, _difference("robust accuracy found by it", found["ours"], found["theirs"], "pyautoattack", len(dataset))]
-
-
-def _with(setting: Setting, **changes: Any) -> Setting:
-    other = Setting(replace(setting.args, **changes), setting.data)
-    other.__dict__.update({name: setting.__dict__[name] for name in ("robust", "dataset") if name in setting.__dict__})
-    return other
 
 
 class StepTimes(TrainerCallback):
@@ -635,7 +632,7 @@ def memory(setting: Setting) -> dict[str, Any]:
 def _peak_memory(name: str, args: BenchmarkArguments, data: DataArguments, sender: Any) -> None:
     """Bytes that an attack needs at most, beyond what the process held before it."""
     setting = Setting(args, data)
-    classifier, (images, labels) = setting.robust, setting.batches(args.batch_size)[0]
+    classifier, (images, labels) = setting.robust, setting.first(args.batch_size)
     if name == "ours":
         run: Callable[[], Any] = lambda: evaluate_robustness(  # noqa: E731
             classifier,

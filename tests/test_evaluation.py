@@ -83,6 +83,17 @@ def data(pixels):
     return [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
 
 
+class Around(nn.Module):
+    """A classifier whose logits pass through a function."""
+
+    def __init__(self, classifier, function):
+        super().__init__()
+        self.inner, self.labels, self.function = classifier, classifier.labels, function
+
+    def forward(self, images):
+        return self.function(self.inner(images))
+
+
 def stacked(items):
     return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
 
@@ -165,19 +176,13 @@ def test_close_to_the_boundary_low_precision_is_not_trusted(classifier, data):
 
 
 def test_what_only_the_attack_holds_for_a_success_is_attacked_again_in_float32(classifier, data):
-    class LyingInLowPrecision(nn.Module):
-        labels = classifier.labels
-
-        def __init__(self):
-            super().__init__()
-            self.inner = classifier
-
-        def forward(self, images):
-            logits = self.inner(images)
-            return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
+    def lie_in_low_precision(logits):
+        return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
 
     exact = evaluate_robustness(classifier, data, EPS, ["pgd-20"], **QUICK)
-    low = evaluate_robustness(LyingInLowPrecision(), data, EPS, ["pgd-20"], **{**QUICK, "precision": "bf16"})
+    low = evaluate_robustness(
+        Around(classifier, lie_in_low_precision), data, EPS, ["pgd-20"], **{**QUICK, "precision": "bf16"}
+    )
     assert low.predictions == exact.predictions and 0 < exact.worst_case.value < exact.clean.value
 
 
@@ -339,20 +344,12 @@ def test_examples_crafted_on_a_surrogate_are_judged_on_the_model(classifier, dat
 def test_attacks_in_bf16_are_judged_in_float32_and_find_what_float32_finds(classifier, data, attack):
     dtypes = []
 
-    class Watched(nn.Module):
-        labels = classifier.labels
-
-        def __init__(self):
-            super().__init__()
-            self.inner = classifier
-
-        def forward(self, images):
-            logits = self.inner(images)
-            dtypes.append(logits.dtype)
-            return logits
+    def watch(logits):
+        dtypes.append(logits.dtype)
+        return logits
 
     count = 100 if attack == "pgd-20" else 12
-    low = evaluate_robustness(Watched(), data[:count], EPS, [attack], **{**QUICK, "precision": "bf16"})
+    low = evaluate_robustness(Around(classifier, watch), data[:count], EPS, [attack], **{**QUICK, "precision": "bf16"})
     assert {torch.bfloat16, torch.float32} == set(dtypes) and dtypes[0] == dtypes[-1] == torch.float32
     assert low.settings["precision"] == "bf16"
     full = evaluate_robustness(classifier, data[:count], EPS, [attack], **QUICK)
