@@ -140,7 +140,13 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
 
 
 def load_evaluation_split(
-    arguments: DataArguments, *, labels: Sequence[str], split: str | None = None, seed: int = 0, **load_options: Any
+    arguments: DataArguments,
+    *,
+    labels: Sequence[str],
+    split: str | None = None,
+    seed: int = 0,
+    subset_seed: int | None = None,
+    **load_options: Any,
 ) -> tuple[Dataset, str]:
     """Load the images to evaluate a trained model on.
 
@@ -150,7 +156,8 @@ def load_evaluation_split(
             order; else it must have as many classes, which are taken to be the model's in their order.
         split: which split; by default the test split, else the validation split, else the part of the training images
             that `choose_splits` sets aside for validation with this seed.
-        seed: of that part, and of the choice of at most ``max_eval_samples``.
+        seed: of that part.
+        subset_seed: of the choice of at most ``max_eval_samples``; by default the same.
         load_options: passed on to `datasets.load_dataset`.
 
     Returns:
@@ -177,7 +184,7 @@ def load_evaluation_split(
             f" {', '.join(names)}: choose with --classes, in the model's order"
         )
     _check_labelled(chosen, name)
-    return _at_most(chosen, arguments.max_eval_samples, seed), name
+    return _at_most(chosen, arguments.max_eval_samples, seed if subset_seed is None else subset_seed), name
 
 
 def _check_labelled(split: Dataset, name: str) -> None:

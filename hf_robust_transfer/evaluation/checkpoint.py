@@ -137,10 +137,16 @@ def evaluate_checkpoint(
         raise ValueError(f"--{error}") from None
     classifier = PixelClassifier(model.to(state.device), processor)
     trained_seed = trained_for.get("seed", 0)
+    seed = trained_seed if args.seed is None else args.seed
     with state.main_process_first():
         data_args = _data(data, trained_for)
         images, split = load_evaluation_split(
-            data_args, labels=classifier.labels, split=args.split, seed=trained_seed, **hub_options
+            data_args,
+            labels=classifier.labels,
+            split=args.split,
+            seed=trained_seed,
+            subset_seed=seed,
+            **hub_options,
         )
     dataset = PixelDataset(images, processor, split)
     dataset.check(state.process_index, state.num_processes)
@@ -159,7 +165,7 @@ def evaluate_checkpoint(
         self_check_samples=args.self_check_samples,
         curve_samples=args.curve_samples,
         chunk_size=args.chunk_size,
-        seed=trained_seed if args.seed is None else args.seed,
+        seed=seed,
         precision=args.precision,
         compiled=args.torch_compile,
         model_name=shown(name),
