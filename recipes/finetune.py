@@ -12,26 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from transformers import set_seed
 
-from hf_robust_transfer.data import DataArguments, load_image_splits
+from hf_robust_transfer.data import DataArguments, PixelDataset, as_pixels, load_image_splits
 from hf_robust_transfer.modeling import PixelClassifier, load_model
 from hf_robust_transfer.running import ModelArguments, claim_output_dir, parse_arguments, run_recipe, train_and_evaluate
 from hf_robust_transfer.training_args import RobustTrainingArguments
+from hf_robust_transfer.transfer import head_learning_rate
 from quickstart import QuickstartArguments, quickstart
 
 # What --transfer stands for; a flag given on the command line goes before.
 _WARM_START = {
-    "learning_rate": 1e-2,
-    "warm_start_learning_rate": 0.1,
     "warm_start_steps": 0.4,
     "unfreeze_warmup_steps": 0.1,
     "batch_norm_eval": True,
 }
 TRANSFERS: dict[str, dict[str, Any]] = {
-    "frozen": {"learning_rate": 0.1, "freeze": "backbone"},
-    "lwf": {**_WARM_START, "lwf_weight": 1.0},
-    "fine_tuned": _WARM_START,  # lwf but for its λ_d
+    "frozen": {"freeze": "backbone"},
+    "lwf": {**_WARM_START, "learning_rate": 3e-2, "lwf_weight": 1.0},
+    "fine_tuned": {**_WARM_START, "learning_rate": 1e-2},
 }
 _NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "unfreeze_warmup_steps": 0.0, "lwf_weight": 0.0}
 
@@ -50,7 +50,10 @@ class FinetuningArguments(RobustTrainingArguments):
     )
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Learning rate after the warm start, for SGD: 0.1 for frozen, else 0.01, by default."},
+        metadata={
+            "help": "Learning rate after the warm start, for SGD: by default 0.03 for lwf and 0.01 for fine_tuned; for"
+            " frozen that of the head, by default 10 / (1 + mean ‖z‖²) over features z, as in the warm start."
+        },
     )
     freeze: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "none, backbone, or the number of first blocks to freeze."}
@@ -73,16 +76,19 @@ class FinetuningArguments(RobustTrainingArguments):
         if self.transfer not in TRANSFERS:
             raise ValueError(f"--transfer {self.transfer} is unknown: use {', '.join(TRANSFERS)}")
         preset = {**_NO_TRANSFER, **TRANSFERS[self.transfer]}
-        if self.optim != "sgd":  # its learning rates are for SGD
-            preset.pop("warm_start_learning_rate", None)
-            if self.learning_rate is None:
-                raise ValueError(
-                    f"--learning_rate is missing: there is a default for --optim sgd, but not for {self.optim}"
-                )
+        if self.optim != "sgd" and self.learning_rate is None:
+            raise ValueError(f"--learning_rate is missing: there is a default for --optim sgd, but not for {self.optim}")
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__()
+
+    def choose_head_learning_rate(self, classifier: PixelClassifier, dataset: PixelDataset) -> None:
+        """Give the head a learning rate that suits the features of the first training images, unless there is one."""
+        name = "learning_rate" if self.freeze == "backbone" else "warm_start_learning_rate"
+        if self.optim == "sgd" and getattr(self, name) is None:
+            images = torch.stack([dataset[row]["pixel_values"] for row in range(min(128, len(dataset)))])
+            setattr(self, name, head_learning_rate(classifier, as_pixels(images)))
 
 
 def main() -> None:
@@ -114,6 +120,7 @@ def main() -> None:
     if args.lwf_weight:
         revision = "main" if args.teacher_name_or_path else model_args.model_revision
         teacher = PixelClassifier(*load_model(source, revision=revision, **model_args.hub_options))
+    args.choose_head_learning_rate(PixelClassifier(model, processor), PixelDataset(splits.train, processor))
     train_and_evaluate(
         model,
         processor,

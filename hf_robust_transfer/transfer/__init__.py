@@ -2,7 +2,7 @@
 
 from .freezing import Block, blocks, describe, eval_where_frozen, freeze
 from .lwf import DISTANCES, feature_distance
-from .warm_start import HeadWarmStart
+from .warm_start import HeadWarmStart, head_learning_rate
 
 __all__ = [
     "DISTANCES",
@@ -13,4 +13,5 @@ __all__ = [
     "eval_where_frozen",
     "feature_distance",
     "freeze",
+    "head_learning_rate",
 ]
