@@ -68,6 +68,13 @@ class ModelArguments(CheckpointArguments):
     image_size: int | None = field(
         default=None, metadata={"help": "Side of a timm architecture's input in pixels; by default its own."}
     )
+    head_args: str | None = field(
+        default=None,
+        metadata={
+            "help": 'A new head of several layers as JSON, like \'{"layers": 2, "norm": true, "dropout": 0.5}\'; for this'
+            " package's own architectures."
+        },
+    )
 
     def load(self, id2label: dict[int, str] | None) -> tuple[PreTrainedModel, BaseImageProcessor]:
         """The model and its image processor, with a head for these labels (None: as it is).
@@ -80,6 +87,7 @@ class ModelArguments(CheckpointArguments):
         return load_model(
             self.model_name_or_path,
             id2label=id2label,
+            head_args=parse_json_object(self.head_args, "--head_args"),
             model_args=parse_json_object(self.model_args, "--model_args"),
             image_size=self.image_size,
             revision=self.model_revision,
@@ -89,7 +97,8 @@ class ModelArguments(CheckpointArguments):
     @property
     def defining_options(self) -> dict[str, Any]:
         """What tells one run's model from another's."""
-        return {name: getattr(self, name) for name in ("model_name_or_path", "model_args", "image_size", "model_revision")}
+        names = ("model_name_or_path", "model_args", "image_size", "head_args", "model_revision")
+        return {name: getattr(self, name) for name in names}
 
 
 def parse_json_object(text: str | None, flag: str) -> dict[str, Any] | None:

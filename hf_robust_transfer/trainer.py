@@ -23,7 +23,7 @@ from .attacks import pgd
 from .data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
 from .evaluation.metrics import compute_metric
 from .hub import publish, publish_in_background, stand_alone
-from .modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision
+from .modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision, linear_layers
 from .modeling.fast import PRECISIONS
 from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from .randomness import fold_in
@@ -219,7 +219,7 @@ class RobustTrainer(Trainer):
         """The objective's terms plus the LwF term, as this micro-batch's share of the mean over the whole step."""
         step = self._step(model, inputs)
         if step.features is None:  # else the backbone takes no part
-            eval_where_frozen(model, batch_norm=self.args.keeps_batch_norm_eval)
+            eval_where_frozen(self.model, batch_norm=self.args.keeps_batch_norm_eval)
         output = OBJECTIVES[self.args.objective](step, **self.args.objective_options)
         terms = dict(output.terms)
         if self.args.lwf_weight > 0:
@@ -493,7 +493,7 @@ def _check_teacher(args: RobustTrainingArguments, model: PreTrainedModel, teache
             f"--lwf_weight {args.lwf_weight} keeps features close to a teacher's, but there is none: pass teacher=, the"
             " frozen robust source, or set --lwf_weight 0"
         )
-    sizes = [classifier_layer(each)[1].weight.shape[1] for each in (model, teacher.model)]
+    sizes = [linear_layers(classifier_layer(each)[1])[0].in_features for each in (model, teacher.model)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"

@@ -99,7 +99,7 @@ class RobustTrainingArguments(TrainingArguments):
     )
     batch_norm_eval: bool | None = field(
         default=None,
-        metadata={"help": "Keep trainable batch-norm on its running statistics; by default exactly when LwF is on."},
+        metadata={"help": "Keep the backbone's batch-norm on its running statistics; by default exactly when LwF is on."},
     )
     lwf_weight: float = field(
         default=0.0, metadata={"help": "λ_d: weight of the distance to the teacher's features (LwF); 0 turns it off."}

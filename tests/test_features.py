@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments
+from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments, replace_head
 from hf_robust_transfer.data import as_pixels, collate
 from hf_robust_transfer.transfer.features import cache_features
 
@@ -15,8 +15,11 @@ from hf_robust_transfer.transfer.features import cache_features
 def train(tiny, digits, tmp_path):
     """A function (kind, **arguments) -> the trainer after training, and how many images its backbone was shown."""
 
-    def run(kind="timm-convnext", dtype=torch.float64, teacher_seed=0, **arguments):
+    def run(kind="timm-convnext", dtype=torch.float64, teacher_seed=0, head_args=None, **arguments):
         model, processor = tiny(kind)
+        if head_args is not None:
+            torch.manual_seed(0)
+            replace_head(model, model.config.id2label, head_args)
         shown = []
 
         def look(_, inputs):
@@ -64,6 +67,21 @@ def test_training_on_known_features_ends_with_the_same_weights(train, kind, opti
     else:
         after_warm_start = sum(shown_plain) - (16 + 16 + 8 + 16)  # what the first four steps see
         assert sum(shown) == once + after_warm_start
+
+
+@pytest.mark.parametrize("options", [FROZEN, {**WARM_LWF, "batch_norm_eval": True}], ids=["frozen", "warm start and LwF"])
+def test_a_deep_head_learns_the_same_from_known_features(train, options):
+    options = {**options, "learning_rate": 0.05, "head_args": {"layers": 2, "norm": True}}
+    plain, _ = train("timm-wrn", cache_features=False, teacher_seed=3, **options)
+    cached, shown = train("timm-wrn", teacher_seed=3, **options)
+    assert len(shown) < 10
+    for name, expected in plain.model.state_dict().items():
+        torch.testing.assert_close(
+            cached.model.state_dict()[name].float(), expected.float(), rtol=1e-5, atol=1e-6, msg=name
+        )
+    measured = plain.model.timm_model.head.fc[1]
+    assert measured.num_batches_tracked == (9 if "freeze" in options else 8)
+    assert measured.running_mean.abs().min() > 0
 
 
 def test_frozen_training_reads_each_image_once(train, monkeypatch):

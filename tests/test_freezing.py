@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_robust_transfer.modeling import classifier_layer, create_model
+from hf_robust_transfer.modeling import classifier_layer, create_model, replace_head
 from hf_robust_transfer.transfer import blocks, describe, eval_where_frozen, freeze
 from hf_robust_transfer.transfer.freezing import parse_freeze
 
@@ -252,6 +252,19 @@ def test_all_batch_norm_can_be_kept_on_its_running_statistics(tiny, family):
     for module in model.modules():
         assert module.training != isinstance(module, _BatchNorm)
     assert trainable(model) == set(dict(model.named_parameters()))
+
+
+def test_a_new_heads_batch_norm_goes_on_measuring(tiny):
+    model, _ = tiny("timm-wrn")
+    replace_head(model, {0: "cat", 1: "dog"}, {"layers": 2, "norm": True, "dropout": 0.5})
+    head = set(classifier_layer(model)[1].modules())
+    for what in ("none", "backbone"):
+        freeze(model, what)
+        model.train()
+        eval_where_frozen(model, batch_norm=True)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm | nn.Dropout) and (module in head or isinstance(module, _BatchNorm)):
+                assert module.training == (module in head)
 
 
 def test_the_table_names_every_block_its_size_and_whether_it_trains(tiny, kind):

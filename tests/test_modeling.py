@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from hf_robust_transfer.data import to_pixels
+from hf_robust_transfer.hub import stand_alone
 from hf_robust_transfer.modeling import (
     PixelClassifier,
     classifier_layer,
@@ -28,7 +29,7 @@ from hf_robust_transfer.modeling import (
     replace_head,
 )
 from hf_robust_transfer.modeling.cifar import PaddedShortcut
-from hf_robust_transfer.modeling.classifier import full_precision
+from hf_robust_transfer.modeling.classifier import full_precision, linear_layers
 
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
 
@@ -400,3 +401,55 @@ def test_timm_knows_the_networks_and_their_blocks(name):
     model.reset_classifier(7)
     assert model.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 7)
     assert model.forward_head(model.forward_features(torch.rand(1, 3, 32, 32)), pre_logits=True).dim() == 2
+
+
+# Heads of several layers
+
+DEEP = {"layers": 3, "norm": True, "dropout": 0.5}
+
+
+@pytest.mark.parametrize(("architecture", "model_args"), [("cifar_resnet18", {}), ("cifar_wrn", {"depth": 10, "width": 1})])
+def test_a_deep_head_is_saved_and_loads_everywhere(architecture, model_args, tmp_path):
+    model, processor = create_model(architecture, id2label=ANIMALS, model_args=model_args, image_size=8)
+    folder = saved(model, processor, tmp_path / "source")
+    deep, processor = load_model(folder, id2label={0: "left", 1: "right"}, head_args=DEEP)
+    sizes = [layer.weight.shape for layer in linear_layers(classifier_layer(deep)[1])]
+    width = sizes[0][1]
+    assert sizes == [(width, width), (width, width), (2, width)]
+    assert {type(module) for module in classifier_layer(deep)[1]} == {nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout}
+    backbone = {name: value for name, value in model.state_dict().items() if "fc." not in name}
+    assert all(torch.equal(deep.state_dict()[name], value) for name, value in backbone.items())
+
+    folder = saved(deep, processor, tmp_path / "deep")
+    stand_alone(folder)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = deep(pixel_values=images).logits
+        reloaded = AutoModelForImageClassification.from_pretrained(folder).eval()
+        torch.testing.assert_close(reloaded(pixel_values=images).logits, expected)
+        by_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        torch.testing.assert_close(by_timm(images), expected)
+        logits, features = PixelClassifier(deep, processor).outputs(images)
+        assert features.shape == (2, width)  # the extractor's, whatever the head
+        torch.testing.assert_close(classifier_layer(deep)[1](features), logits)
+    plain, _ = load_model(folder, id2label=ANIMALS)
+    assert isinstance(classifier_layer(plain)[1], nn.Linear) and "head_args" not in plain.config.model_args
+    again, _ = load_model(folder)
+    assert_same_weights(again, deep)
+
+
+@pytest.mark.parametrize(
+    ("family", "head_args", "message"),
+    [
+        ("timm-convnext", {"layers": 2}, "need cifar_resnet18 or cifar_wrn"),
+        ("hf-vit", {"layers": 2}, "need cifar_resnet18 or cifar_wrn"),
+        ("timm-wrn", {"depth": 2}, "refused"),
+        ("timm-wrn", {"layers": 0}, "at least one layer"),
+        ("timm-wrn", {"layers": 2, "dropout": 1.0}, "dropout in"),
+        ("timm-wrn", {"layers": 1, "norm": True}, "hidden layers"),
+    ],
+)
+def test_a_head_that_cannot_be_had_is_refused(tiny, family, head_args, message):
+    model, _ = tiny(family)
+    with pytest.raises(ValueError, match=message):
+        replace_head(model, ANIMALS, head_args)

@@ -34,13 +34,55 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-class CifarResNet(ResNet):
-    """timm's ResNet with a 3×3 stem of stride 1 and no pooling (He et al. 2016 as commonly used on 32×32 images)."""
+def mlp_head(features: int, classes: int, *, layers: int = 1, norm: bool = False, dropout: float = 0.0) -> nn.Module:
+    """A head of fully connected layers, the hidden ones as wide as the features and followed by ReLU.
 
-    def __init__(self, *, in_chans: int = 3, **kwargs: Any) -> None:
+    Args:
+        features: D, the size of its input (B, D).
+        classes: the size of its output (B, classes); 0 gives a head that does nothing, as timm has it.
+        layers: how many; with 1, the linear head that every classifier has.
+        norm: batch-norm before each ReLU.
+        dropout: the share of hidden activations to drop after each ReLU, in training.
+
+    Raises:
+        ValueError: an option out of range, or ``norm`` or ``dropout`` without a hidden layer to apply it to.
+
+    Example:
+        >>> [type(module).__name__ for module in mlp_head(8, 2, layers=2, dropout=0.5)]
+        ['Linear', 'ReLU', 'Dropout', 'Linear']
+    """
+    if layers < 1 or not 0 <= dropout < 1:
+        raise ValueError(f"a head needs at least one layer and a dropout in [0, 1), not layers={layers}, dropout={dropout}")
+    if layers == 1:
+        if norm or dropout:
+            raise ValueError("a head's norm and dropout belong to its hidden layers: give it layers=2 or more")
+        return nn.Linear(features, classes) if classes else nn.Identity()
+    hidden: list[nn.Module] = []
+    for _ in range(layers - 1):
+        hidden += [nn.Linear(features, features), *([nn.BatchNorm1d(features)] if norm else []), nn.ReLU()]
+        hidden += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*hidden, nn.Linear(features, classes)) if classes else nn.Identity()
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet with a 3×3 stem of stride 1 and no pooling (He et al. 2016 as commonly used on 32×32 images).
+
+    Args:
+        head_args: arguments of `mlp_head`, for a head of several layers.
+    """
+
+    def __init__(self, *, in_chans: int = 3, head_args: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(in_chans=in_chans, **kwargs)
         self.conv1 = create_conv2d(in_chans, 64, 3)
         self.maxpool = nn.Sequential()  # does nothing
+        self.fc = mlp_head(self.num_features, self.num_classes, **(head_args or {}))
+
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None, head_args: dict[str, Any] | None = None
+    ) -> None:
+        """Give it a new head, as timm does, of several layers where ``head_args`` of `mlp_head` say so."""
+        super().reset_classifier(num_classes, global_pool)
+        self.fc = mlp_head(self.num_features, num_classes, **(head_args or {})).train(self.training)
 
 
 class PaddedShortcut(nn.Module):
@@ -67,13 +109,21 @@ class WideResNet(ResNetV2):
             shortcuts and leaky ReLU (slope 0.1); other than in their code, every shortcut that changes shapes takes the
             activated input, not the first stage's alone. n is the number of blocks in each of the three stages.
         width: the widening factor; the stages have 16, 32 and 64 times as many channels.
+        head_args: arguments of `mlp_head`, for a head of several layers.
 
     Raises:
         ValueError: a depth of neither form, or a width below 1.
     """
 
     def __init__(
-        self, *, depth: int = 28, width: int = 10, num_classes: int = 10, in_chans: int = 3, **kwargs: Any
+        self,
+        *,
+        depth: int = 28,
+        width: int = 10,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        head_args: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         blocks, form = divmod(depth, 6)
         if form == 4 or (form == 2 and depth > 2):
@@ -99,6 +149,7 @@ class WideResNet(ResNetV2):
         self.stem = nn.Sequential()
         self.stem.add_module("conv", create_conv2d(in_chans, 16, 3))
         self.head = ClassifierHead(self.num_features, num_classes, pool_type="avg", drop_rate=self.drop_rate)
+        self.head.fc = mlp_head(self.num_features, num_classes, **(head_args or {}))
         if padded:
             for stage in self.stages:
                 block: Any = stage.get_submodule("blocks.0")
@@ -106,6 +157,13 @@ class WideResNet(ResNetV2):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def reset_classifier(
+        self, num_classes: int, global_pool: str | None = None, head_args: dict[str, Any] | None = None
+    ) -> None:
+        """Give it a new head, as timm does, of several layers where ``head_args`` of `mlp_head` say so."""
+        super().reset_classifier(num_classes, global_pool)
+        self.head.fc = mlp_head(self.num_features, num_classes, **(head_args or {})).train(self.training)
 
 
 @register_model

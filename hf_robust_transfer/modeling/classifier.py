@@ -19,8 +19,8 @@ class ClassifierOutput(NamedTuple):
     features: Tensor
 
 
-def classifier_layer(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The name and module of the layer that maps penultimate features to logits.
+def classifier_layer(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name and module of what maps penultimate features to logits: one linear layer or, where asked for, several.
 
     For a timm model inside `transformers` it is timm's own ``get_classifier()``; otherwise the one linear layer with as
     many outputs as the model has labels that comes after all others.
@@ -55,6 +55,14 @@ def classifier_layer(model: nn.Module) -> tuple[str, nn.Linear]:
             " with exactly one classifier layer is needed"
         )
     return found[0]
+
+
+def linear_layers(classifier_layer: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a classifier layer in forward order: one, but for a head of several.
+
+    The first one's ``in_features`` is the size of the penultimate features.
+    """
+    return [module for module in classifier_layer.modules() if isinstance(module, nn.Linear)]
 
 
 def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,5 +1,6 @@
 """Models by Hub id, folder or timm name, each with its image processor; new heads for new labels."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
-from .classifier import classifier_layer
+from .classifier import classifier_layer, linear_layers
 
 _PRETRAINED_CFG_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
@@ -27,6 +28,7 @@ def load_model(
     name_or_path: str,
     *,
     id2label: dict[int, str] | None = None,
+    head_args: dict[str, Any] | None = None,
     model_args: dict[str, Any] | None = None,
     image_size: int | None = None,
     **from_pretrained: Any,
@@ -37,6 +39,7 @@ def load_model(
         name_or_path: a local checkpoint folder; a timm architecture's name, which gives untrained weights; or else a Hub
             id. timm's trained weights are Hub ids too (``timm/resnet50.a1_in1k``).
         id2label: the target's labels. The head is kept where they are the checkpoint's own, and replaced otherwise.
+        head_args: for a new head of several layers, as for `replace_head`.
         model_args: for a timm architecture, arguments of its constructor, like ``{"patch_size": 2}``.
         image_size: for a timm architecture, the side of its input in pixels, by default the architecture's own.
         from_pretrained: passed on to `from_pretrained` (``revision``, ``token``, ``cache_dir``, …).
@@ -47,7 +50,7 @@ def load_model(
 
     Raises:
         ValueError: the name is nothing of these, or the folder holds no readable image classifier; or ``model_args`` or
-            ``image_size`` with a checkpoint, whose architecture is settled.
+            ``image_size`` with a checkpoint, whose architecture is settled; or whatever `replace_head` raises.
 
     Example:
         >>> model, processor = load_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
@@ -57,6 +60,8 @@ def load_model(
     if not Path(name_or_path).is_dir() and timm.is_model(name_or_path):
         if id2label is None:
             raise ValueError(f"model {name_or_path!r} is untrained and has no labels of its own: give it id2label")
+        if head_args:
+            model_args = {**(model_args or {}), "head_args": head_args}
         return create_model(name_or_path, id2label=id2label, model_args=model_args, image_size=image_size)
     if model_args or image_size:
         raise ValueError(
@@ -71,8 +76,9 @@ def load_model(
             f"model {name_or_path!r} cannot be loaded: it is neither a folder with an image classifier, nor a timm"
             f" architecture, nor a reachable Hub id ({str(error).strip().partition(chr(10))[0]})"
         ) from error
-    if id2label is not None and dict(model.config.id2label) != dict(id2label):
-        replace_head(model, id2label)
+    labels = dict(model.config.id2label if id2label is None else id2label)
+    if head_args or labels != dict(model.config.id2label):
+        replace_head(model, labels, head_args)
     return model.eval().to(memory_format=torch.channels_last), processor
 
 
@@ -133,30 +139,56 @@ def create_model(
     return model, TimmWrapperImageProcessor(pretrained_cfg, architecture)
 
 
-def replace_head(model: PreTrainedModel, id2label: dict[int, str]) -> None:
-    """Give the model a freshly drawn linear classifier layer for new labels, in place, and note them in its config.
+def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: dict[str, Any] | None = None) -> None:
+    """Give the model a freshly drawn head for new labels, in place, and note both in its config.
 
     Args:
         model: any model with one classifier layer.
         id2label: the new labels, by index.
+        head_args: for a head of several layers, arguments of `hf_robust_transfer.modeling.cifar.mlp_head`, like
+            ``{"layers": 2, "norm": True, "dropout": 0.5}``; by default the head is one linear layer. Only this package's
+            own architectures take it: the checkpoint of a stock one would no longer load with `from_pretrained` alone.
 
     Raises:
-        ValueError: the model has no single classifier layer.
+        ValueError: the model has no single classifier layer, or cannot have the head that is asked for.
+
+    Example:
+        >>> model, _ = create_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
+        >>> replace_head(model, {0: "red", 1: "green", 2: "blue"}, {"layers": 2})
+        >>> classifier_layer(model)[1]
+        Sequential(
+          (0): Linear(in_features=512, out_features=512, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=512, out_features=3, bias=True)
+        )
     """
     name, layer = classifier_layer(model)
-    if model.config.model_type == "timm_wrapper":
-        timm_model: Any = model.timm_model
-        timm_model.reset_classifier(len(id2label))
-        name, head = classifier_layer(model)
+    old = linear_layers(layer)[0]
+    timm_model: Any = getattr(model, "timm_model", None)
+    takes_args = timm_model is not None and "head_args" in signature(timm_model.reset_classifier).parameters
+    if head_args and not takes_args:
+        raise ValueError(
+            f"head_args {head_args} need cifar_resnet18 or cifar_wrn: with a head of several layers, a checkpoint of"
+            " another architecture would no longer load with from_pretrained alone"
+        )
+    if timm_model is not None:
+        try:
+            timm_model.reset_classifier(len(id2label), **({"head_args": head_args} if head_args else {}))
+        except TypeError as error:
+            raise ValueError(f"head_args {head_args} are refused: {error}") from None
         model.config.label_names = list(id2label.values())
+        if takes_args:
+            others = {key: value for key, value in (model.config.model_args or {}).items() if key != "head_args"}
+            model.config.model_args = {**others, "head_args": head_args} if head_args else others
     else:
-        head = nn.Linear(layer.in_features, len(id2label))
-        model.set_submodule(name, head)
+        model.set_submodule(name, nn.Linear(old.in_features, len(id2label)))
+    name, layer = classifier_layer(model)
+    last = linear_layers(layer)[-1]
     with torch.no_grad():
-        nn.init.normal_(head.weight, std=0.02)
-        if head.bias is not None:
-            nn.init.zeros_(head.bias)
-    head.to(device=layer.weight.device, dtype=layer.weight.dtype)
+        nn.init.normal_(last.weight, std=0.02)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+    layer.to(device=old.weight.device, dtype=old.weight.dtype)
     model.config.id2label = dict(id2label)
     model.config.label2id = {label: index for index, label in id2label.items()}
     model.num_labels = len(id2label)  # type: ignore[assignment]

@@ -136,16 +136,18 @@ def freeze(model: PreTrainedModel, what: str | int) -> None:
         parameter.requires_grad_(name not in frozen)
 
 
-def eval_where_frozen(model: nn.Module, *, batch_norm: bool = False) -> None:
-    """Put every frozen module in eval mode, and the batch-norm ones that train as well if asked.
+def eval_where_frozen(model: PreTrainedModel, *, batch_norm: bool = False) -> None:
+    """Put every frozen module in eval mode, and the backbone's batch-norm that trains as well if asked.
 
     Call it after ``model.train()``. A module is frozen if none of its parameters requires a gradient; one without
     parameters (dropout, drop path) goes with the parameters registered last before it.
 
     Args:
         model: a model in train mode.
-        batch_norm: keep all batch-norm on its running statistics, as the paper's released code does.
+        batch_norm: keep the backbone's batch-norm on its running statistics, as the paper's released code does. A new
+            head's has none to keep yet, and goes on measuring.
     """
+    in_head = set(classifier_layer(model)[1].modules())
     preceding_frozen = False
     for module in model.modules():
         parameters = list(module.parameters())
@@ -154,7 +156,7 @@ def eval_where_frozen(model: nn.Module, *, batch_norm: bool = False) -> None:
             preceding_frozen = not parameters[-1].requires_grad if not list(module.children()) else preceding_frozen
         else:
             frozen = preceding_frozen
-        if frozen or (batch_norm and isinstance(module, _BatchNorm)):
+        if frozen or (batch_norm and isinstance(module, _BatchNorm) and module not in in_head):
             module.training = False
 
 
