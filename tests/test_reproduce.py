@@ -121,7 +121,7 @@ def test_an_experiment_leaves_figures_goes_on_where_it_was_and_is_not_mixed_with
         assert run["samples"] == 40 and run["attack"] == "pgd-20" and run["seconds"] > 0
         assert (run["method"] == "source as it is") == ("command" not in run)
     assert str(tmp_path) not in json.dumps(results)
-    assert "| LwF 1 | 40 |" in (folder / "results.md").read_text()
+    assert "| LwF 1 | " in (folder / "results.md").read_text()
     with Image.open(folder / "figure.png") as figure:
         assert figure.width > 500
 
@@ -142,6 +142,20 @@ def test_an_experiment_leaves_figures_goes_on_where_it_was_and_is_not_mixed_with
     other = start("--experiments", "same_task", "--source_data", "elsewhere")
     assert other.returncode == 1 and "holds a run with other options" in other.stderr.splitlines()[-1]
     assert not (folder / "fine-tuned").exists()
+
+
+@pytest.mark.slow
+def test_headlines_are_checked_with_autoattack_at_the_end(start, tmp_path):
+    done = start("--experiments", "same_task", "--scale", "small")
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((tmp_path / "outputs" / "small" / "same_task" / "results.json").read_text())["runs"]
+    for run in runs:
+        assert ("check" in run) == (run["method"] in ("source as it is", "LwF 1"))
+        if "check" in run:
+            assert (
+                run["check"]["autoattack"]["value"] <= run["check"]["pgd-20"]["value"] <= run["check"]["accuracy"]["value"]
+            )
+            assert run["check"]["self_checks"] > 5
 
 
 @pytest.mark.slow

@@ -15,23 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from shlex import join, split
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from figures import FIGURES
-from hf_robust_transfer.evaluation.report import shown
-from hf_robust_transfer.evaluation.robustness import hardware
-from hf_robust_transfer.files import replacing
-from hf_robust_transfer.hub.training_record import RECORD_NAME
 from hf_robust_transfer.running import parse_arguments, run_recipe
-from plan import ARRAYS, CHECK, EXPERIMENTS, FEATURES, REPORT, SCALES, SOURCES, Command, Inputs, Run, plan
-
-NOTES = "commands.json"
-_LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "pyautoattack")
+from plan import EXPERIMENTS, SCALES, SOURCES, Command, Inputs, plan
+from results import NOTES, read_notes, write_results
 
 
 @dataclass
@@ -122,11 +113,12 @@ def carry_out(title: str, todo: Mapping[Path, Sequence[Command]], launcher: Sequ
     Raises:
         ValueError: a folder holds a run with other options, or a command failed; the error names the log.
     """
-    for folder, commands in todo.items():
-        noted = read_notes(folder)
-        for command in commands:
-            if command.done.name in noted and noted[command.done.name]["argv"] != list(command.argv):
-                raise ValueError(f"{folder} holds a run with other options: delete it, or choose another --output_dir")
+    for command in (command for commands in todo.values() for command in commands):
+        noted = read_notes(command.done.parent).get(command.done.name)
+        if noted is not None and noted["argv"] != list(command.argv):
+            raise ValueError(
+                f"{command.done.parent} holds a run with other options: delete it, or choose another --output_dir"
+            )
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
     with tqdm(total=len(todo), desc=title, unit="run") as bar, ThreadPoolExecutor(jobs) as pool:
 
@@ -161,103 +153,8 @@ def _start(command: Command, launcher: Sequence[str], environment: dict[str, str
     (folder / NOTES).write_text(json.dumps({**read_notes(folder), **note}))
 
 
-def read_notes(folder: Path) -> dict[str, Any]:
-    """What was started in a folder: by the file that it leaves, its arguments, and its seconds once it is finished."""
-    return json.loads((folder / NOTES).read_text()) if (folder / NOTES).is_file() else {}
-
-
 def _started(command: Command, launcher: Sequence[str]) -> list[str]:
     return [*launcher, str(Path(__file__).resolve().parents[1] / command.argv[0]), *command.argv[1:]]
-
-
-def write_results(name: str, scale: str, runs: Sequence[Run], inputs: Inputs, folder: Path) -> None:
-    """Write an experiment's ``results.json``, its table and its figure."""
-    results = {
-        "experiment": name,
-        "scale": scale,
-        "title": runs[0].title,
-        "sources": {name: shown(source) for name, source in inputs.sources.items()},
-        "data": {name: " ".join(map(shown, flags)) for name, flags in inputs.data.items()},
-        "runs": [_figures(run) for run in runs],
-        "versions": {library: version(library) for library in _LIBRARIES},
-        "hardware": hardware(),
-    }
-    with replacing(folder / "results.json") as part:
-        part.write_text(json.dumps(results, indent=1) + "\n")
-    with replacing(folder / "results.md") as part:
-        part.write_text(table(results))
-    arrays = {run.axes["source"]: run.folder / ARRAYS for run in runs if (run.folder / ARRAYS).is_file()}
-    FIGURES[name](results, folder / "figure.png", **({"arrays": arrays} if arrays else {}))
-    print(f"{name}: results.json, results.md and figure.png are in {folder}", flush=True)
-
-
-def _figures(run: Run) -> dict[str, Any]:
-    seconds = sum(note["seconds"] for folder in (run.folder, run.folder / CHECK) for note in read_notes(folder).values())
-    found: dict[str, Any] = {**run.axes, "seconds": round(seconds, 1)}
-    inside = run.folder / FEATURES
-    if inside.is_file():
-        return {**found, **json.loads(inside.read_text())}
-    report = json.loads((run.folder / REPORT).read_text())
-    (attack,) = report["attacks"]
-    found |= {
-        "samples": report["data"]["samples"],
-        "threat_model": report["threat_model"],
-        "attack": attack["name"],
-        "seed": report["settings"]["seed"],
-        "accuracy": report["clean"],
-        "robust_accuracy": attack["accuracy"],
-    }
-    record = run.folder / RECORD_NAME
-    if record.is_file():
-        training = json.loads(record.read_text())
-        found |= {"training_seconds": training["seconds"], "train_images": training["images"]["train"]}
-        found["command"] = training["command"]
-    checked = run.folder / CHECK / REPORT
-    if checked.is_file():
-        report = json.loads(checked.read_text())
-        found["check"] = {
-            "samples": report["data"]["samples"],
-            "accuracy": report["clean"],
-            **{attack["name"]: attack["accuracy"] for attack in report["attacks"]},
-            "self_checks_passed": sum(check["passed"] for check in report["self_checks"]),
-            "self_checks": len(report["self_checks"]),
-            "warnings": [f"{check['name']}: {check['detail']}" for check in report["self_checks"] if not check["passed"]],
-        }
-    return found
-
-
-def table(results: dict[str, Any]) -> str:
-    """The figures as a Markdown table: accuracies in % with 95 % intervals."""
-    runs = results["runs"]
-    if "shift" in runs[0]:
-        heads = ["block", *(f"{run['source']} source" for run in runs)]
-        rows = [[block, *(_share(run["shift"][block], "mean") for run in runs)] for block in runs[0]["shift"]]
-        return _markdown(heads, rows)
-    axes = list(runs[0])[: list(runs[0]).index("seconds")]
-    heads = [*axes, "images", "clean", "PGD-20", "training, s"]
-    checked = any("check" in run for run in runs)
-    heads += ["PGD-20 / AutoAttack on fewer images"] if checked else []
-    rows = []
-    for run in runs:
-        row = [str(run[axis]) for axis in axes]
-        row += [str(run["samples"]), _share(run["accuracy"]), _share(run["robust_accuracy"])]
-        row.append(f"{run['training_seconds']:.0f}" if "training_seconds" in run else "")
-        if checked:
-            row.append(_checked(run["check"]) if "check" in run else "")
-        rows.append(row)
-    return _markdown(heads, rows)
-
-
-def _checked(check: dict[str, Any]) -> str:
-    return f"{100 * check['pgd-20']['value']:.1f} / {_share(check['autoattack'])} of {check['samples']}"
-
-
-def _share(value: dict[str, float], key: str = "value") -> str:
-    return f"{100 * value[key]:.1f} ({100 * value['lower']:.1f} – {100 * value['upper']:.1f})"
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]) + "\n"
 
 
 if __name__ == "__main__":
