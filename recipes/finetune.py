@@ -31,7 +31,7 @@ _WARM_START = {
 TRANSFERS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
     "lwf": {**_WARM_START, "learning_rate": 3e-2, "lwf_weight": 1.0},
-    "fine_tuned": {**_WARM_START, "learning_rate": 1e-2},
+    "fine_tuned": _WARM_START,
 }
 _NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "unfreeze_warmup_steps": 0.0, "lwf_weight": 0.0}
 
@@ -81,6 +81,8 @@ class FinetuningArguments(RobustTrainingArguments):
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        if self.learning_rate is None and self.freeze != "backbone":  # else the head's, once its features are known
+            self.learning_rate = 1e-2
         super().__post_init__()
 
     def choose_head_learning_rate(self, classifier: PixelClassifier, dataset: PixelDataset) -> None:

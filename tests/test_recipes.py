@@ -1,5 +1,6 @@
 """The recipes as a user runs them: in processes of their own, on small real data, and with every kind of bad input."""
 
+import importlib
 import json
 import os
 import re
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from hf_robust_transfer import PixelClassifier, PixelDataset, load_image_splits, load_model
+from hf_robust_transfer.data import DataArguments, as_pixels
+from hf_robust_transfer.transfer import head_learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = ("--model_name_or_path", "convnext_tiny", "--image_size", "8", "--model_args")
@@ -68,6 +73,7 @@ def test_pretraining_leaves_a_model_its_processor_and_its_results(source):
 @pytest.mark.parametrize("transfer", ["frozen", "lwf", "fine_tuned"])
 def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfer):
     source_dir, _ = source
+    wanted = DataArguments(dataset_name=str(folder), classes=list("56789"), samples_per_class=5)
     status, _, errors = run(
         "finetune.py",
         *("--model_name_or_path", source_dir, "--dataset_name", folder, "--classes", *"56789", "--transfer", transfer),
@@ -91,6 +97,34 @@ def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfe
     assert not torch.equal(before["head.fc.weight"], after["head.fc.weight"])
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert any("loss_lwf" in entry for entry in state["log_history"]) == (transfer == "lwf")
+    noted = json.loads((tmp_path / "run" / "run.json").read_text())
+    model, processor = load_model(str(source_dir))
+    images = PixelDataset(load_image_splits(wanted, seed=42).train, processor)
+    pixels = as_pixels(torch.stack([images[row]["pixel_values"] for row in range(len(images))]))
+    head_rate = head_learning_rate(PixelClassifier(model, processor), pixels)
+    if transfer == "frozen":
+        assert noted["learning_rate"] == head_rate
+    else:
+        assert noted["warm_start_learning_rate"] == head_rate
+        assert noted["learning_rate"] == {"lwf": 0.03, "fine_tuned": 0.01}[transfer]
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({"transfer": "frozen"}, None),  # the head's, which follows from its features
+        ({"transfer": "frozen", "freeze": "2"}, 0.01),
+        ({"transfer": "lwf"}, 0.03),
+        ({"transfer": "fine_tuned", "freeze": "1"}, 0.01),
+        ({"transfer": "fine_tuned", "learning_rate": 0.5}, 0.5),
+    ],
+)
+def test_every_transfer_has_a_learning_rate_of_its_own(monkeypatch, options, rate):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(REPOSITORY / "recipes")])
+    arguments = importlib.import_module("finetune").FinetuningArguments
+    assert arguments("outputs/unused", report_to="none", **options).learning_rate == rate
+    with pytest.raises(ValueError, match="--learning_rate is missing"):
+        arguments("outputs/unused", optim="adamw_torch", **{**options, "learning_rate": None})
 
 
 def test_options_come_from_a_file_and_a_finished_run_is_not_overwritten(source, folder, tmp_path):
