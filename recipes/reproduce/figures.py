@@ -99,7 +99,10 @@ def few_images(results: Results, file: Path) -> None:
                 [value(run) for run in runs if (run["method"], run["images_per_class"]) == (method, count)]
                 for count in counts
             ]
-            means, spread = [np.mean(each) for each in of_method], [np.std(each) for each in of_method]
+            means, spread = (
+                [np.mean(each) for each in of_method],
+                [np.std(each, ddof=min(1, len(each) - 1)) for each in of_method],
+            )
             style = ("o-", "s-", "^--", "D--")[place % 4]
             axes.errorbar(counts, means, yerr=spread, fmt=style, color=colour, capsize=3, label=method)
         axes.set_xscale("log")

@@ -109,7 +109,7 @@ def _over_seeds(runs: Sequence[dict[str, Any]], axes: Sequence[str]) -> str:
     rows = []
     for place, group in groups.items():
         shares = [np.array([100 * run[key]["value"] for run in group]) for key in ("accuracy", "robust_accuracy")]
-        cells = [f"{values.mean():.1f} ± {values.std():.1f}" for values in shares]
+        cells = [f"{values.mean():.1f} ± {values.std(ddof=min(1, len(values) - 1)):.1f}" for values in shares]
         seconds = np.mean([run["training_seconds"] for run in group])
         rows.append([*place, str(len(group)), *cells, f"{seconds:.0f}"])
     return _markdown([*axes, "seeds", "clean", "PGD-20", "training, s"], rows)
