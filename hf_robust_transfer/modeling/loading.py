@@ -180,9 +180,10 @@ def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: di
         if takes_args:
             others = {key: value for key, value in (model.config.model_args or {}).items() if key != "head_args"}
             model.config.model_args = {**others, "head_args": head_args} if head_args else others
+        _, layer = classifier_layer(model)
     else:
-        model.set_submodule(name, nn.Linear(old.in_features, len(id2label)))
-    name, layer = classifier_layer(model)
+        layer = nn.Linear(old.in_features, len(id2label))
+        model.set_submodule(name, layer)
     last = linear_layers(layer)[-1]
     with torch.no_grad():
         nn.init.normal_(last.weight, std=0.02)
