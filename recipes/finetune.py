@@ -30,7 +30,7 @@ _WARM_START = {
 }
 TRANSFERS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
-    "lwf": {**_WARM_START, "learning_rate": 3e-2, "lwf_weight": 1.0},
+    "lwf": {**_WARM_START, "lwf_weight": 1.0},
     "fine_tuned": _WARM_START,
 }
 _NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "unfreeze_warmup_steps": 0.0, "lwf_weight": 0.0}
@@ -51,8 +51,8 @@ class FinetuningArguments(RobustTrainingArguments):
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Learning rate after the warm start, for SGD: by default 0.03 for lwf and 0.01 for fine_tuned; for"
-            " frozen that of the head, by default 10 / (1 + mean ‖z‖²) over features z, as in the warm start."
+            "help": "Learning rate after the warm start, for SGD by default 0.01; for frozen that of the head, by default"
+            " 10 / (1 + mean ‖z‖²) over features z, as in the warm start."
         },
     )
     freeze: str | None = field(  # type: ignore[assignment]
