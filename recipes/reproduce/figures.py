@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # The colour-blind safe palette of Okabe and Ito.
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK = (
-    *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"),
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, GREY = (
+    *("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
 )
-PALETTE = (BLUE, GREEN, VERMILION, ORANGE, PURPLE, SKY, BLACK)
+PALETTE = (BLUE, GREEN, VERMILION, ORANGE, PURPLE, SKY, BLACK, GREY)
 Results = dict[str, Any]
 
 
