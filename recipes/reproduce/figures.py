@@ -122,7 +122,11 @@ def lwf(results: Results, file: Path) -> None:
     weights = [run for run in results["runs"] if run["method"].startswith("LwF ")]
     groups = [(weights, BLUE, "o-", "LwF, by its weight λ_d")]
     others = [run for run in results["runs"] if run not in weights]
-    groups += [([run], colour, "s", run["method"]) for run, colour in zip(others, PALETTE[1:], strict=False)]
+    colours = {"LwF": BLUE}
+    for run in others:  # a method keeps its colour from the natural source
+        method = run["method"].removeprefix("natural source, ")
+        colour = colours.setdefault(method, PALETTE[len(colours)])
+        groups.append(([run], colour, "s" if method == run["method"] else "X", run["method"]))
     for runs, colour, style, label in groups:
         _errorbar(axes, [100 * run["accuracy"]["value"] for run in runs], runs, "robust_accuracy", style, colour, label)
     for run in weights:
