@@ -6,7 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
+
+from hf_robust_transfer.modeling.fast import choose_precision
 
 EXPERIMENTS = ("freezing", "features", "heads", "few_images", "lwf", "same_task")
 SOURCES = "sources"
@@ -50,9 +53,9 @@ def plan(experiment: str, scale: str, inputs: Inputs, folder: Path) -> list[Run]
 
     A configuration has a ``title``, ``options`` and ``evaluation`` (flags of the training and of the evaluation recipe),
     ``axes``, and under ``scales`` what differs. An axis is a list of values of the option that it is named after, or maps
-    names to options. An option of null stays at its default. Three options are no flags: ``recipe`` (by default
-    finetune.py; null trains nothing), ``source`` and ``data``. ``check`` lists points, by their values on some axes, that
-    are also evaluated with what a scale's ``check`` says.
+    names to options. An option of null stays at its default, as does ``bf16`` on hardware that only emulates it. Three
+    options are no flags: ``recipe`` (by default finetune.py; null trains nothing), ``source`` and ``data``. ``check`` lists
+    points, by their values on some axes, that are also evaluated with what a scale's ``check`` says.
 
     Args:
         experiment: the name of a file in ``experiments/``.
@@ -95,6 +98,11 @@ def _training(options: dict[str, Any], inputs: Inputs, folder: Path) -> tuple[li
     if recipe is None:
         return [], given
     flags = {name: value for name, value in options.items() if name not in _OWN and value is not None}
+    if (
+        flags.get("bf16")
+        and choose_precision("auto", torch.accelerator.current_accelerator() or torch.device("cpu")) != "bf16"
+    ):
+        del flags["bf16"]  # emulated, a network took four times as long as in float32
     return [_command(recipe, {**given, **flags}, folder, "all_results.json")], {"model_name_or_path": folder}
 
 
