@@ -835,6 +835,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Reply, dropped: bool) -> None:
         phrase = HTTPStatus(reply.status).phrase
         fields = {"Content-Length": str(len(reply.body)), **reply.headers}
+        if self.close_connection:  # else a client may reuse it before it sees it closed
+            fields["Connection"] = "close"
         lines = [f"HTTP/1.1 {reply.status} {phrase}", *(f"{name}: {value}" for name, value in fields.items())]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
         body = b"" if self.command == "HEAD" else reply.body
