@@ -38,6 +38,7 @@ from hf_robust_transfer.evaluation.self_checks import at_least_as_strong, order
 from hf_robust_transfer.modeling import PixelClassifier
 from hf_robust_transfer.modeling.classifier import weights_sha256
 from hf_robust_transfer.modeling.fast import choose_precision, fast_copy
+from hf_robust_transfer.randomness import fold_in
 from hf_robust_transfer.threat_model import ThreatModel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -243,11 +244,38 @@ def test_autoattack_is_the_authors_own(classifier, data, norm, members):
     for parameter in classifier.parameters():
         parameter.grad = None
     state = torch.random.get_rng_state()
-    ours, remarks = autoattack(classifier, images, labels, threat_model, members=members, queries=100, seed=7)
+    told: list[str] = []
+    options = {"members": members, "queries": 100, "seed": 7, "tell": told.append}
+    ours, remarks = autoattack(classifier, images, labels, threat_model, **options)
     assert torch.equal(ours, expected) and remarks == []
+    assert [line for line in told if line.startswith("running")] == [f"running {member}" for member in members]
     assert not torch.equal(ours, images)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in classifier.parameters())
+
+
+def test_autoattack_in_float32_on_the_fast_copy_counts_as_the_authors_own_does(pixels):
+    """A convolutional network, whose batch-norms the copy folds; what remains robust, not the noise's every bit."""
+    images, labels = (each[:400] for each in pixels)
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)),
+        *(nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10)),
+    )
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    network.eval()
+    data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images[:40], labels[:40], strict=True)]
+    options = {"labels": [str(digit) for digit in range(10)], "chunk_size": 40, **QUICK}
+    predictions = evaluate_robustness(network, data, EPS, ["apgd-t"], **options).predictions
+    right = torch.tensor(predictions["clean"]) == labels[:40]
+    theirs = AutoAttack(network, norm="Linf", eps=EPS.eps, seed=fold_in(0, 0), version="standard")
+    theirs.attacks_to_run = ["apgd-t"]
+    _, found = theirs.run_standard_evaluation(images[:40][right], labels[:40][right], batch_size=40)
+    robust = found == labels[:40][right]
+    assert ((torch.tensor(predictions["apgd-t"]) == labels[:40])[right] == robust).all() and 0 < robust.sum() < right.sum()
 
 
 @pytest.mark.parametrize(("classes", "left_out"), [(2, ["apgd-dlr", "apgd-t"]), (3, ["apgd-t"]), (4, []), (5, [])])
@@ -289,6 +317,13 @@ def test_the_report_counts_what_the_predictions_say(classifier, data):
     assert [report.worst_case.lower, report.worst_case.upper] == pytest.approx(expected)
     # A misclassified sample is not attacked: its prediction under attack is the clean one.
     assert all((np.array(report.predictions[name]) == clean)[~right].all() for name in attacks)
+
+
+def test_progress_says_which_attack_and_which_of_autoattacks_members_runs(classifier, data, capsys):
+    options = {**QUICK, "progress": True}
+    evaluate_robustness(classifier, data[:4], EPS, ["fgsm", "apgd-ce"], chunk_size=2, **options)
+    shown = capsys.readouterr().err
+    assert "fgsm: " in shown and "running apgd-ce" in shown and "robust accuracy" in shown and "of 4" in shown
 
 
 def test_neither_the_chunks_nor_the_company_of_other_attacks_changes_a_figure(classifier, data):

@@ -175,6 +175,7 @@ def test_headlines_are_checked_with_autoattack_at_the_end(start, tmp_path):
         "frozen",
         "LwF 1",
         "5 blocks frozen, LwF 0.5",
+        "adversarially fine-tuned",
     ]
     checks = [run["check"] for run in runs if "check" in run]
     for check in checks:

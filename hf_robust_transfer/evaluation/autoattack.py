@@ -1,7 +1,7 @@
 """AutoAttack as its authors wrote it (the package `pyautoattack`), on the samples of one chunk."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +26,7 @@ def autoattack(
     members: Sequence[str] = STANDARD,
     queries: int = 5000,
     seed: int = 0,
+    tell: Callable[[str], object] | None = None,
 ) -> tuple[Tensor, list[str]]:
     """AutoAttack (Croce & Hein, arXiv 2003.01690), the standard version or some of its members.
 
@@ -41,6 +42,7 @@ def autoattack(
         members: which attacks, each on the samples that those before it left unfooled.
         queries: of Square.
         seed: of all its noise.
+        tell: called with what AutoAttack says as it goes: which member runs and how many images it fooled.
 
     Returns:
         Images of the same shape, adversarial where an attack succeeded and clean elsewhere, and remarks: members that
@@ -78,27 +80,32 @@ def autoattack(
         attack.attacks_to_run = able
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         attack.square.n_queries = queries
-        with _warnings_of(attack.logger) as warnings:
+        with _warnings_of(attack.logger, tell) as warnings:
             adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
         return adversarial.detach(), remarks + [f"on {len(images)} images at a time: {warning}" for warning in warnings]
 
 
 @contextmanager
-def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
-    """Collect a logger's warnings, each once, instead of printing them."""
+def _warnings_of(logger: logging.Logger, tell: Callable[[str], object] | None) -> Iterator[list[str]]:
+    """Collect a logger's warnings, each once, and tell its other messages, instead of printing them."""
     warnings: list[str] = []
 
-    class Collect(logging.Handler):
+    class Listen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             message = record.getMessage()
-            if message not in warnings:
+            if record.levelno < logging.WARNING:
+                if tell is not None:
+                    tell(message)
+            elif message not in warnings:
                 warnings.append(message)
 
-    handler, propagate = Collect(logging.WARNING), logger.propagate
+    handler, propagate, level = Listen(), logger.propagate, logger.level
     logger.addHandler(handler)
     logger.propagate = False
+    logger.setLevel(logging.DEBUG)
     try:
         yield warnings
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+        logger.setLevel(level)

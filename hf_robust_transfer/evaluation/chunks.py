@@ -131,6 +131,7 @@ def attack_in_chunks(
             for task in tasks:
                 if task.chunks is not None and number >= task.chunks:
                     continue
+                bar.set_description(task.attack.name)
                 if task.key not in record["tasks"]:
                     attacked = clean == labels
                     for earlier in task.after:
@@ -147,12 +148,12 @@ def attack_in_chunks(
                         task.threat_model,
                         seed,
                         fold_in(seed, number),
+                        bar.set_postfix_str,
                     )
                     record["tasks"][task.key] = _attack(task, target, clean, rows)
                     if file is not None:
                         _write(file, record)
                 bar.update(len(labels))
-                bar.set_description(task.attack.name)
                 bar.set_postfix_str(_running_accuracy(records, task.key))
     return _gathered(records, tasks)
 

@@ -21,7 +21,7 @@ class Target(NamedTuple):
     ``images`` are (B, C, H, W) pixels in [0, 1], ``labels`` and ``indices`` (in the data set) int64 of shape (B,).
     ``classifier`` is to be attacked, as fast as it can be had in ``precision``; ``exact`` is the same as it is, in
     float32; ``surrogate`` is another model of the same labels, for black-box attacks. ``seed`` belongs to the
-    evaluation, ``chunk_seed`` to these samples.
+    evaluation, ``chunk_seed`` to these samples. ``tell`` shows a line of text beside the evaluation's progress.
     """
 
     classifier: Classifier
@@ -34,6 +34,7 @@ class Target(NamedTuple):
     threat_model: ThreatModel
     seed: int
     chunk_seed: int
+    tell: Callable[[str], object]
 
 
 class Attacked(NamedTuple):
@@ -72,10 +73,11 @@ def _pgd(target: Target, **options: Any) -> Attacked:
 
 
 def _autoattack(target: Target, **options: Any) -> Attacked:
-    # Its own losses are not scaled against fp16's range; and in float32 it is the authors' to the last bit.
-    classifier = target.classifier if target.precision == "bf16" else target.exact
+    # Its own losses are not scaled against fp16's range.
+    classifier = target.exact if target.precision == "fp16" else target.classifier
     images, labels, threat_model = target.images, target.labels, target.threat_model
-    adversarial, remarks = autoattack(classifier, images, labels, threat_model, seed=target.chunk_seed, **options)
+    told: dict[str, Any] = {"seed": target.chunk_seed, "tell": target.tell}
+    adversarial, remarks = autoattack(classifier, images, labels, threat_model, **told, **options)
     return Attacked(adversarial, (adversarial != images).flatten(1).any(1), remarks)
 
 
