@@ -729,6 +729,9 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(uni
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert kept and read(tmp_path) == read(uninterrupted[0])
+    spent = RobustnessReport.load(tmp_path).timing["seconds"]["attacks"]
+    worst = next(line for line in (tmp_path / "robustness.md").read_text().splitlines() if "worst case, sample" in line)
+    assert worst.endswith(f"| {sum(spent.values()):.0f} |")  # of both starts, as the rows above it
 
 
 def test_two_processes_find_what_one_does(uninterrupted, checkpoint, tmp_path):

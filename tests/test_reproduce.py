@@ -99,8 +99,7 @@ def test_every_command_is_one_that_its_recipe_understands(module, scale, tmp_pat
                     assert parsed[1].dataset_name in ("cifar10", "you/pets")
                 folders.add(command.done)
         checked = [run for run in runs if run.checks]
-        experiments_checked = {"tiny": (), "small": ("lwf", "same_task"), "paper": ("freezing", "lwf", "same_task")}[scale]
-        assert bool(checked) == (experiment in experiments_checked)
+        assert bool(checked) == (scale != "tiny" and experiment not in ("features", "sources"))
         for command in (command for run in checked for command in run.checks):
             assert "autoattack" in command.argv and int(command.argv[command.argv.index("--max_eval_samples") + 1]) >= 200
             # The last of a flag that is given twice counts.
@@ -163,6 +162,31 @@ def test_an_experiment_leaves_figures_goes_on_where_it_was_and_is_not_mixed_with
     other = start("--experiments", "same_task", "--source_data", "elsewhere")
     assert other.returncode == 1 and "holds a run with other options" in other.stderr.splitlines()[-1]
     assert not (folder / "fine-tuned").exists()
+
+
+def test_a_table_has_means_over_seeds_and_what_autoattack_found(module):
+    def share(value):
+        return {"value": value, "lower": value - 0.1, "upper": value + 0.1}
+
+    runs = [
+        {"images_per_class": 5, "seed": seed, "method": method, "seconds": 9.0}
+        | {"accuracy": share(clean), "robust_accuracy": share(0.2), "training_seconds": 3.0}
+        for method, of_seeds in {"LwF": (0.4, 0.6), "frozen": (0.5, 0.5)}.items()
+        for seed, clean in enumerate(of_seeds)
+    ]
+    runs[0]["check"] = {"samples": 200, "pgd-20": share(0.25), "autoattack": share(0.2)}
+    table = module("results").table
+    assert table({"runs": runs}).splitlines() == [
+        "| images_per_class | method | seeds | clean | PGD-20 | training, s | PGD-20 / AutoAttack |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| 5 | LwF | 2 | 50.0 ± 14.1 | 20.0 ± 0.0 | 3 | 25.0 / 20.0 (10.0 – 30.0) of 200, seed 0 |",
+        "| 5 | frozen | 2 | 50.0 ± 0.0 | 20.0 ± 0.0 | 3 |  |",
+    ]
+    del runs[0]["check"]
+    assert table({"runs": runs}).splitlines()[2] == "| 5 | LwF | 2 | 50.0 ± 14.1 | 20.0 ± 0.0 | 3 |"
+    for run in runs:
+        del run["seed"]
+    assert table({"runs": runs}).splitlines()[-1] == "| 5 | frozen | 50.0 (40.0 – 60.0) | 20.0 (10.0 – 30.0) | 3 |"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_robust_transfer.hub.training_record import RECORD_NAME
 from plan import ARRAYS, CHECK, FEATURES, REPORT, Inputs, Run
 
 NOTES = "commands.json"
+_CHECKED = "PGD-20 / AutoAttack"
 _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "pyautoattack")
 
 
@@ -90,16 +92,12 @@ def table(results: dict[str, Any]) -> str:
     axes = list(runs[0])[: list(runs[0]).index("seconds")]
     if "seed" in axes:
         return _over_seeds(runs, [axis for axis in axes if axis != "seed"])
-    checked = any("check" in run for run in runs)
-    heads = [*axes, "clean", "PGD-20", "training, s", *(["PGD-20 / AutoAttack on fewer images"] if checked else [])]
     rows = []
     for run in runs:
         row = [*(str(run[axis]) for axis in axes), _share(run["accuracy"]), _share(run["robust_accuracy"])]
         row.append(f"{run['training_seconds']:.0f}" if "training_seconds" in run else "")
-        if checked:
-            row.append(_checked(run["check"]) if "check" in run else "")
-        rows.append(row)
-    return _markdown(heads, rows)
+        rows.append([*row, _checked(run)])
+    return _markdown([*axes, "clean", "PGD-20", "training, s", _CHECKED], rows)
 
 
 def _over_seeds(runs: Sequence[dict[str, Any]], axes: Sequence[str]) -> str:
@@ -111,11 +109,15 @@ def _over_seeds(runs: Sequence[dict[str, Any]], axes: Sequence[str]) -> str:
         shares = [np.array([100 * run[key]["value"] for run in group]) for key in ("accuracy", "robust_accuracy")]
         cells = [f"{values.mean():.1f} ± {values.std(ddof=min(1, len(values) - 1)):.1f}" for values in shares]
         seconds = np.mean([run["training_seconds"] for run in group])
-        rows.append([*place, str(len(group)), *cells, f"{seconds:.0f}"])
-    return _markdown([*axes, "seeds", "clean", "PGD-20", "training, s"], rows)
+        checks = "; ".join(f"{_checked(run)}, seed {run['seed']}" for run in group if "check" in run)
+        rows.append([*place, str(len(group)), *cells, f"{seconds:.0f}", checks])
+    return _markdown([*axes, "seeds", "clean", "PGD-20", "training, s", _CHECKED], rows)
 
 
-def _checked(check: dict[str, Any]) -> str:
+def _checked(run: dict[str, Any]) -> str:
+    if "check" not in run:
+        return ""
+    check = run["check"]
     return f"{100 * check['pgd-20']['value']:.1f} / {_share(check['autoattack'])} of {check['samples']}"
 
 
@@ -124,4 +126,7 @@ def _share(value: dict[str, float], key: str = "value") -> str:
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows]) + "\n"
+    """A Markdown table of the columns that are not empty."""
+    kept = [any(column) for column in zip(*rows, strict=True)]
+    lines = (compress(row, kept) for row in [heads, ["---"] * len(heads), *rows])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
