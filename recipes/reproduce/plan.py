@@ -16,6 +16,11 @@ SOURCES = "sources"
 SCALES = ("tiny", "small", "paper")
 REPORT, FEATURES, ARRAYS = "robustness.json", "features.json", "features.npz"
 CHECK = "autoattack"
+# How the points that a configuration lists under ``check`` are evaluated besides, by scale.
+_CHECK_FLAGS: dict[str, dict[str, Any]] = {
+    "small": {"max_eval_samples": 200, "self_check_samples": 50},
+    "paper": {"max_eval_samples": 1000, "self_check_samples": 100},
+}
 _HERE = Path(__file__).resolve().parent
 # Keys of a configuration's options that are no flags: what they stand for depends on the inputs.
 _OWN = ("recipe", "source", "data")
@@ -55,7 +60,7 @@ def plan(experiment: str, scale: str, inputs: Inputs, folder: Path) -> list[Run]
     ``axes``, and under ``scales`` what differs. An axis is a list of values of the option that it is named after, or maps
     names to options. An option of null stays at its default, as does ``bf16`` on hardware that only emulates it. Three
     options are no flags: ``recipe`` (by default finetune.py; null trains nothing), ``source`` and ``data``. ``check`` lists
-    points, by their values on some axes, that are also evaluated with what a scale's ``check`` says.
+    points, by their values on some axes, that all scales but tiny also evaluate with AutoAttack and the self-checks.
 
     Args:
         experiment: the name of a file in ``experiments/``.
@@ -81,8 +86,8 @@ def plan(experiment: str, scale: str, inputs: Inputs, folder: Path) -> list[Run]
         recipe, leaves = (evaluation.pop("recipe"), FEATURES) if "recipe" in evaluation else ("evaluate.py", REPORT)
         commands.append(_command(recipe, {**given, **evaluation}, run_folder, leaves))
         checks = []
-        if "check" in differing and any(point.items() <= chosen.items() for point in config["check"]):
-            flags = {**given, **evaluation, **differing["check"]}
+        if scale in _CHECK_FLAGS and any(point.items() <= chosen.items() for point in config.get("check", [])):
+            flags = {**given, **evaluation, "attacks": ["pgd-20", "autoattack"], **_CHECK_FLAGS[scale], "curve_samples": 0}
             checks.append(_command("evaluate.py", flags, run_folder / CHECK, REPORT))
         runs.append(Run(config["title"], chosen, run_folder, commands, checks))
     return runs
