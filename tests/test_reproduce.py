@@ -123,10 +123,13 @@ def test_what_a_run_starts_from_and_its_axes_are_in_its_command(module, tmp_path
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
 def test_training_is_in_bf16_only_where_the_hardware_multiplies_in_it(module, tmp_path, monkeypatch, precision):
     plan = module("plan")
-    monkeypatch.setattr(plan, "choose_precision", lambda asked, device: precision)
+    asked: list[torch.device] = []
+    monkeypatch.setattr(plan, "choose_precision", lambda _, device: asked.append(device) or precision)
     inputs = plan.Inputs({"robust": "r", "natural": "n"}, {"source": ["s"], "target": ["t"]})
     for run in plan.plan("lwf", "small", inputs, tmp_path):
         assert ("--bf16" in run.commands[0].argv) == (precision == "bf16")
+    # Not the accelerator that torch was merely built for.
+    assert {device.type == "cpu" for device in asked} == {not torch.accelerator.is_available()}
 
 
 def test_an_experiment_leaves_figures_goes_on_where_it_was_and_is_not_mixed_with_another(start, tmp_path):

@@ -103,7 +103,8 @@ def _training(options: dict[str, Any], inputs: Inputs, folder: Path) -> tuple[li
     if recipe is None:
         return [], given
     flags = {name: value for name, value in options.items() if name not in _OWN and value is not None}
-    if choose_precision("auto", torch.accelerator.current_accelerator() or torch.device("cpu")) != "bf16":
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    if choose_precision("auto", device) != "bf16":
         flags.pop("bf16", None)  # emulated, a network took four times as long as in float32
     return [_command(recipe, {**given, **flags}, folder, "all_results.json")], {"model_name_or_path": folder}
 
