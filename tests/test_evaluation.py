@@ -176,13 +176,14 @@ def test_close_to_the_boundary_low_precision_is_not_trusted(classifier, data):
     assert denied[2**-7] == 0 <= denied[0.0]
 
 
-def test_what_only_the_attack_holds_for_a_success_is_attacked_again_in_float32(classifier, data):
-    def lie_in_low_precision(logits):
+@pytest.mark.parametrize("attack", ["pgd-20", "apgd-ce"])
+def test_what_only_the_attack_holds_for_a_success_is_attacked_again_in_float32(classifier, data, attack):
+    def lie_in_low_precision(logits):  # clean images are misclassified, too, which AutoAttack then leaves as they are
         return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits
 
-    exact = evaluate_robustness(classifier, data, EPS, ["pgd-20"], **QUICK)
+    exact = evaluate_robustness(classifier, data, EPS, [attack], **QUICK)
     low = evaluate_robustness(
-        Around(classifier, lie_in_low_precision), data, EPS, ["pgd-20"], **{**QUICK, "precision": "bf16"}
+        Around(classifier, lie_in_low_precision), data, EPS, [attack], **{**QUICK, "precision": "bf16"}
     )
     assert low.predictions == exact.predictions and 0 < exact.worst_case.value < exact.clean.value
 
