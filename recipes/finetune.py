@@ -23,17 +23,19 @@ from hf_robust_transfer.transfer import head_learning_rate
 from quickstart import QuickstartArguments, quickstart
 
 # What --transfer stands for; a flag given on the command line goes before.
-_WARM_START = {
-    "warm_start_steps": 0.4,
-    "unfreeze_warmup_steps": 0.1,
-    "batch_norm_eval": True,
-}
+_WARM_START = {"warm_start_steps": 0.4, "batch_norm_eval": True}
 TRANSFERS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
-    "lwf": {**_WARM_START, "lwf_weight": 1.0},
-    "fine_tuned": _WARM_START,
+    "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
+    "fine_tuned": {**_WARM_START, "unfreeze_warmup_steps": 0.1},
 }
-_NO_TRANSFER = {"freeze": "none", "warm_start_steps": 0.0, "unfreeze_warmup_steps": 0.0, "lwf_weight": 0.0}
+_OTHERWISE = {
+    "freeze": "none",
+    "learning_rate": 0.01,
+    "warm_start_steps": 0.0,
+    "unfreeze_warmup_steps": 0.0,
+    "lwf_weight": 0.0,
+}
 
 
 @dataclass
@@ -51,8 +53,8 @@ class FinetuningArguments(RobustTrainingArguments):
     learning_rate: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Learning rate after the warm start, for SGD by default 0.01; for frozen that of the head, by default"
-            " 10 / (1 + mean ‖z‖²) over features z, as in the warm start."
+            "help": "Learning rate after the warm start, for SGD by default 0.03 for lwf and 0.01 for fine_tuned; for"
+            " frozen that of the head, by default 10 / (1 + mean ‖z‖²) over features z, as in the warm start."
         },
     )
     freeze: str | None = field(  # type: ignore[assignment]
@@ -75,14 +77,14 @@ class FinetuningArguments(RobustTrainingArguments):
     def __post_init__(self) -> None:
         if self.transfer not in TRANSFERS:
             raise ValueError(f"--transfer {self.transfer} is unknown: use {', '.join(TRANSFERS)}")
-        preset = {**_NO_TRANSFER, **TRANSFERS[self.transfer]}
+        preset = {**_OTHERWISE, **TRANSFERS[self.transfer]}
         if self.optim != "sgd" and self.learning_rate is None:
             raise ValueError(f"--learning_rate is missing: there is a default for --optim sgd, but not for {self.optim}")
+        if (self.freeze or preset["freeze"]) == "backbone":
+            preset.pop("learning_rate")  # the head's, once its features are known
         for name, value in preset.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.learning_rate is None and self.freeze != "backbone":  # else the head's, once its features are known
-            self.learning_rate = 1e-2
         super().__post_init__()
 
     def choose_head_learning_rate(self, classifier: PixelClassifier, dataset: PixelDataset) -> None:

@@ -106,7 +106,7 @@ def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfe
         assert noted["learning_rate"] == head_rate
     else:
         assert noted["warm_start_learning_rate"] == head_rate
-        assert noted["learning_rate"] == 0.01
+        assert noted["learning_rate"] == {"lwf": 0.03, "fine_tuned": 0.01}[transfer]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,8 @@ def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfe
     [
         ({"transfer": "frozen"}, None),  # the head's, which follows from its features
         ({"transfer": "frozen", "freeze": "2"}, 0.01),
-        ({"transfer": "lwf"}, 0.01),
+        ({"transfer": "lwf"}, 0.03),
+        ({"transfer": "fine_tuned", "freeze": "backbone", "warm_start_steps": 0}, None),
         ({"transfer": "fine_tuned", "freeze": "1"}, 0.01),
         ({"transfer": "fine_tuned", "learning_rate": 0.5}, 0.5),
     ],
