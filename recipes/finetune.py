@@ -65,7 +65,10 @@ class FinetuningArguments(RobustTrainingArguments):
     )
     unfreeze_warmup_steps: float | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "After it, let the learning rate grow over so many steps; below 1, a share of all."},
+        metadata={
+            "help": "After it, let the learning rate grow over so many steps; below 1, a share of all: by default 0.3 for"
+            " lwf and 0.1 for fine_tuned."
+        },
     )
     lwf_weight: float | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "λ_d: weight of the distance to the source's features (LwF)."}
