@@ -9,31 +9,29 @@ from .lazy import lazy_names
 from .registration import register_architectures
 
 if TYPE_CHECKING:
+    from .attacks.early_stopping import early_stopping_pgd
     from .attacks.fgsm import fgsm
     from .attacks.pgd import pgd
-    from .attacks.until_fooled import pgd_until_fooled
     from .data import DataArguments, ImageSplits, PixelDataset, load_image_splits
     from .evaluation import RobustnessReport, evaluate_robustness, load_metric
     from .evaluation.evaluator import RobustnessEvaluator
     from .modeling import PixelClassifier, create_model, import_checkpoint, load_model, replace_head
-    from .modeling.fast import fast_copy
+    from .modeling.attack_copy import attack_copy
     from .threat_model import ThreatModel
-    from .trainer import RobustTrainer
-    from .training_args import RobustTrainingArguments
+    from .training import RobustTrainer, RobustTrainingArguments
     from .transfer import blocks, describe, feature_distance, freeze
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attacks": ("fgsm", "pgd", "pgd_until_fooled"),
+    "attacks": ("early_stopping_pgd", "fgsm", "pgd"),
     "data": ("DataArguments", "ImageSplits", "PixelDataset", "load_image_splits"),
     "evaluation": ("RobustnessReport", "evaluate_robustness", "load_metric"),
     "evaluation.evaluator": ("RobustnessEvaluator",),
     "modeling": ("PixelClassifier", "create_model", "import_checkpoint", "load_model", "replace_head"),
-    "modeling.fast": ("fast_copy",),
+    "modeling.attack_copy": ("attack_copy",),
     "threat_model": ("ThreatModel",),
-    "trainer": ("RobustTrainer",),
-    "training_args": ("RobustTrainingArguments",),
+    "training": ("RobustTrainer", "RobustTrainingArguments"),
     "transfer": ("blocks", "describe", "feature_distance", "freeze"),
 }
 
@@ -47,11 +45,12 @@ __all__ = [
     "RobustnessEvaluator",
     "RobustnessReport",
     "ThreatModel",
+    "attack_copy",
     "blocks",
     "create_model",
     "describe",
+    "early_stopping_pgd",
     "evaluate_robustness",
-    "fast_copy",
     "feature_distance",
     "fgsm",
     "freeze",
@@ -60,7 +59,6 @@ __all__ = [
     "load_metric",
     "load_model",
     "pgd",
-    "pgd_until_fooled",
     "replace_head",
 ]
 

@@ -47,12 +47,12 @@ from hf_robust_transfer import (
     evaluate_robustness,
     pgd,
 )
+from hf_robust_transfer.atomic import replacing
+from hf_robust_transfer.cli.options import parse_arguments, run_recipe
 from hf_robust_transfer.data import DataArguments, PixelDataset, as_pixels, load_evaluation_split, load_image_splits
 from hf_robust_transfer.evaluation.robustness import hardware
-from hf_robust_transfer.files import replacing
 from hf_robust_transfer.modeling import load_model
-from hf_robust_transfer.modeling.fast import choose_precision, fast_copy
-from hf_robust_transfer.running import parse_arguments, run_recipe
+from hf_robust_transfer.modeling.attack_copy import attack_copy, choose_precision
 from hf_robust_transfer.transfer import freeze
 
 LINF_8 = ThreatModel("linf", 8 / 255)
@@ -266,7 +266,7 @@ def _meets(value: float, target: str) -> bool:
 def pgd_all_steps(setting: Setting, precision: str) -> dict[str, Any]:
     """PGD-20 with all steps on all images."""
     classifier, batches = setting.robust, setting.batches()
-    fast = fast_copy(classifier, batches[0][0][:2], precision)
+    fast = attack_copy(classifier, batches[0][0][:2], precision)
 
     def ours() -> None:
         for images, labels in batches:

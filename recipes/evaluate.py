@@ -5,9 +5,9 @@
 By default the data and the threat model are those that the checkpoint was trained for.
 """
 
+from hf_robust_transfer.cli.options import CheckpointArguments, parse_arguments, run_recipe
 from hf_robust_transfer.data import DataArguments
-from hf_robust_transfer.evaluation.checkpoint import EvaluationArguments, evaluate_checkpoint
-from hf_robust_transfer.running import CheckpointArguments, parse_arguments, run_recipe
+from hf_robust_transfer.runs.evaluate import EvaluationArguments, evaluate_checkpoint
 
 
 def main() -> None:

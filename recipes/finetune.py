@@ -15,10 +15,12 @@ import timm
 import torch
 from transformers import set_seed
 
+from hf_robust_transfer.cli.options import ModelArguments, parse_arguments, run_recipe
 from hf_robust_transfer.data import DataArguments, PixelDataset, as_pixels, load_image_splits
 from hf_robust_transfer.modeling import PixelClassifier, load_model
-from hf_robust_transfer.running import ModelArguments, claim_output_dir, parse_arguments, run_recipe, train_and_evaluate
-from hf_robust_transfer.training_args import RobustTrainingArguments
+from hf_robust_transfer.runs.folder import claim_output_dir
+from hf_robust_transfer.runs.train import train_and_evaluate
+from hf_robust_transfer.training.arguments import RobustTrainingArguments
 from hf_robust_transfer.transfer import head_learning_rate
 from quickstart import QuickstartArguments, quickstart
 

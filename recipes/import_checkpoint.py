@@ -21,6 +21,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from hf_robust_transfer.cli.options import parse_arguments, parse_json_object, run_recipe
 from hf_robust_transfer.data import DataArguments, PixelDataset, load_evaluation_split
 from hf_robust_transfer.evaluation.chunks import attack_in_chunks
 from hf_robust_transfer.evaluation.metrics import compute_metric
@@ -28,7 +29,6 @@ from hf_robust_transfer.evaluation.report import Accuracy
 from hf_robust_transfer.hub import stand_alone
 from hf_robust_transfer.modeling import PixelClassifier, pixel_statistics
 from hf_robust_transfer.modeling.importing import ExternalCheckpoint, import_checkpoint, read_checkpoint
-from hf_robust_transfer.running import parse_arguments, parse_json_object, run_recipe
 
 
 @dataclass

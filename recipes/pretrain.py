@@ -6,9 +6,11 @@
 
 from transformers import set_seed
 
+from hf_robust_transfer.cli.options import ModelArguments, parse_arguments, run_recipe
 from hf_robust_transfer.data import DataArguments, load_image_splits
-from hf_robust_transfer.running import ModelArguments, claim_output_dir, parse_arguments, run_recipe, train_and_evaluate
-from hf_robust_transfer.training_args import RobustTrainingArguments
+from hf_robust_transfer.runs.folder import claim_output_dir
+from hf_robust_transfer.runs.train import train_and_evaluate
+from hf_robust_transfer.training.arguments import RobustTrainingArguments
 
 
 def main() -> None:

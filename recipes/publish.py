@@ -8,10 +8,10 @@ A folder without a report of these very weights is evaluated first.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hf_robust_transfer.cli.options import parse_arguments, run_recipe
 from hf_robust_transfer.data import DataArguments
-from hf_robust_transfer.evaluation.checkpoint import EvaluationArguments, evaluate_checkpoint
 from hf_robust_transfer.hub import files_to_publish, publish, read_facts
-from hf_robust_transfer.running import parse_arguments, run_recipe
+from hf_robust_transfer.runs.evaluate import EvaluationArguments, evaluate_checkpoint
 
 
 @dataclass

@@ -12,9 +12,9 @@ from transformers import PrinterCallback, set_seed
 
 from hf_robust_transfer.data import DataArguments, ImageSplits, PixelDataset, choose_splits
 from hf_robust_transfer.modeling import PixelClassifier, create_model, replace_head
-from hf_robust_transfer.running import claim_output_dir, clear_output_dir
-from hf_robust_transfer.trainer import RobustTrainer
-from hf_robust_transfer.training_args import RobustTrainingArguments
+from hf_robust_transfer.runs.folder import claim_output_dir, clear_output_dir
+from hf_robust_transfer.training.arguments import RobustTrainingArguments
+from hf_robust_transfer.training.trainer import RobustTrainer
 
 ARCHITECTURE = "convnext_tiny"  # a stock one, so that the result loads without this package
 MODEL_ARGS = {"patch_size": 1, "depths": [1, 1, 2, 1], "dims": [16, 32, 64, 64], "kernel_sizes": 3, "ls_init_value": 1.0}

@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 from transformers import TrainerCallback, set_seed
 
 from hf_robust_transfer.modeling import PixelClassifier, create_model
-from hf_robust_transfer.trainer import RobustTrainer
-from hf_robust_transfer.training_args import RobustTrainingArguments
+from hf_robust_transfer.training.arguments import RobustTrainingArguments
+from hf_robust_transfer.training.trainer import RobustTrainer
 
 
 class KillAt(TrainerCallback):

@@ -1,8 +1,8 @@
 """Attacks, one file each: ``attack(classifier, images, labels, threat_model, *, …) -> adversarial images``."""
 
-from .ascent import LOSSES
+from .early_stopping import early_stopping_pgd
 from .fgsm import fgsm
+from .losses import LOSSES
 from .pgd import pgd
-from .until_fooled import pgd_until_fooled
 
-__all__ = ["LOSSES", "fgsm", "pgd", "pgd_until_fooled"]
+__all__ = ["LOSSES", "early_stopping_pgd", "fgsm", "pgd"]

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from ..threat_model import ThreatModel
+from .eval_mode import Classifier
 from .pgd import pgd
-from .untouched import Classifier
 
 
 def fgsm(

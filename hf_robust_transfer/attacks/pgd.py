@@ -5,8 +5,9 @@ from torch import Tensor
 
 from ..randomness import fold_in, sample_keys
 from ..threat_model import ThreatModel
-from .ascent import LOSSES, checked_step_size, clean_logits_for, input_gradient, per_image
-from .untouched import Classifier, untouched
+from .ascent import checked_step_size, clean_logits_for, input_gradient, per_image
+from .eval_mode import Classifier, untouched
+from .losses import LOSSES
 
 
 def pgd(
@@ -26,7 +27,7 @@ def pgd(
 ) -> Tensor:
     """Maximise a loss over the threat model by projected steepest ascent (Madry et al., arXiv 1706.06083).
 
-    All samples take all steps, as training needs it; where only success counts, `pgd_until_fooled` is faster. The
+    All samples take all steps, as training needs it; where only success counts, `early_stopping_pgd` is faster. The
     classifier is attacked in eval mode and comes back untouched, as `untouched` says. It runs under the caller's
     autocast; the images and their gradients keep the images' dtype.
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.untouched import untouched
+from ..attacks.eval_mode import untouched
 from ..modeling.classifier import PixelClassifier, full_precision
 from ..transfer.freezing import blocks
 

@@ -8,7 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor
 
-from ..attacks.untouched import Classifier, untouched
+from ..attacks.eval_mode import Classifier, untouched
 from ..threat_model import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")

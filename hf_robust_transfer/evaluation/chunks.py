@@ -15,11 +15,11 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attacks.untouched import untouched
+from ..atomic import replacing
+from ..attacks.eval_mode import untouched
 from ..data import Indexed, as_pixels, collate
-from ..files import replacing
+from ..modeling.attack_copy import attack_copy
 from ..modeling.classifier import device_of, full_precision
-from ..modeling.fast import fast_copy
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from .named_attacks import Attack, Target
@@ -111,8 +111,8 @@ def attack_in_chunks(
     settings = json.dumps([identity, chunk_size, seed, precision])
     device = device_of(classifier)
     sample = as_pixels(collate([indexed[index] for index in range(min(2, len(indexed)))])["pixel_values"].to(device))
-    attacked_as = fast_copy(classifier, sample, precision, compiled=compiled)
-    surrogate_as = None if surrogate is None else fast_copy(surrogate, sample, precision, compiled=compiled)
+    attacked_as = attack_copy(classifier, sample, precision, compiled=compiled)
+    surrogate_as = None if surrogate is None else attack_copy(surrogate, sample, precision, compiled=compiled)
     exact = _exact(classifier)
     total = sum(len(chunks[number]) for number in own for task in tasks if task.chunks is None or number < task.chunks)
     records: list[dict[str, Any]] = []

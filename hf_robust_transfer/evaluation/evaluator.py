@@ -12,8 +12,8 @@ from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTr
 
 from ..data import PixelDataset
 from ..modeling import PixelClassifier, load_model
+from ..modeling.attack_copy import choose_precision
 from ..modeling.classifier import device_of
-from ..modeling.fast import choose_precision
 from ..threat_model import ThreatModel
 from .chunks import Outcomes, Task, attack_in_chunks
 from .metrics import METRICS, load_metric

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attacks import LOSSES, fgsm, pgd, pgd_until_fooled
-from ..attacks.untouched import Classifier
+from ..attacks import LOSSES, early_stopping_pgd, fgsm, pgd
+from ..attacks.eval_mode import Classifier
 from ..threat_model import ThreatModel, parse_eps
 from .autoattack import MEMBERS, STANDARD, autoattack
 
@@ -68,7 +68,7 @@ _LEAD = {"float32": 0.0, "bf16": 2**-7, "fp16": 2**-10}
 
 def _pgd(target: Target, **options: Any) -> Attacked:
     keyed: dict[str, Any] = {"seed": target.seed, "indices": target.indices, "lead": _LEAD[target.precision]}
-    found = pgd_until_fooled(target.classifier, target.images, target.labels, target.threat_model, **keyed, **options)
+    found = early_stopping_pgd(target.classifier, target.images, target.labels, target.threat_model, **keyed, **options)
     return Attacked(*found, [])
 
 

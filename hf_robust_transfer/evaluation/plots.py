@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from ..attacks import pgd_until_fooled
+from ..attacks import early_stopping_pgd
 from ..data import as_pixels, collate
 from ..modeling.classifier import device_of, full_precision
 from ..threat_model import ThreatModel
@@ -102,7 +102,7 @@ def plot_examples(
         images, truth, indices = images[rows], truth[rows], indices[rows]
         if not len(rows):
             return
-        adversarial, _ = pgd_until_fooled(classifier, images, truth, threat_model, seed=seed, indices=indices)
+        adversarial, _ = early_stopping_pgd(classifier, images, truth, threat_model, seed=seed, indices=indices)
         with torch.no_grad():
             fooled_as, confidence = classifier(adversarial).softmax(1).max(1)[::-1]
             clean_confidence = classifier(images).softmax(1).amax(1)

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..atomic import replacing
 from .self_checks import SelfCheck
 
 SCHEMA_VERSION = 1

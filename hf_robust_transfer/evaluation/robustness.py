@@ -14,8 +14,8 @@ from accelerate import PartialState
 from torch import nn
 
 from ..data import as_pixels, collate
+from ..modeling.attack_copy import choose_precision
 from ..modeling.classifier import device_of, weights_sha256
-from ..modeling.fast import choose_precision
 from ..threat_model import ThreatModel
 from .chunks import Outcomes, Task, attack_in_chunks
 from .metrics import compute_metric
@@ -61,7 +61,7 @@ def evaluate_robustness(
 
     Each attack starts from all correctly classified samples, and a fooled sample leaves only that attack. What counts as
     fooled is judged in float32 on the model as it is, while attacks may be crafted in a lower precision, on a copy that
-    `fast_copy` made for the purpose. Random starts are keyed by sample, AutoAttack's noise by chunk of samples, so that
+    `attack_copy` made for the purpose. Random starts are keyed by sample, AutoAttack's noise by chunk of samples, so that
     neither the number of processes nor an interruption changes a figure. Under `accelerate launch` the chunks are
     divided over the processes, and all of them get the same report.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from ..attacks.untouched import untouched
+from ..attacks.eval_mode import untouched
 from ..modeling.classifier import full_precision
 from ..threat_model import ThreatModel
 from .named_attacks import Attack

@@ -2,7 +2,7 @@
 
 from .card import model_card, read_facts
 from .publishing import PublishingError, files_to_publish, publish, publish_in_background
-from .standalone import stand_alone
+from .timm_layout import stand_alone
 
 __all__ = [
     "PublishingError",

@@ -15,8 +15,8 @@ from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
 from ..evaluation.report import Accuracy, eps_text
 from ..modeling import PixelClassifier, load_model
 from ..modeling.classifier import weights_sha256
-from .standalone import is_own
-from .training_record import RECORD_NAME
+from ..run_folder import RECORD_NAME
+from .timm_layout import is_own
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _PICTURES = (("Accuracy against ε", CURVE_NAME), ("Clean images, perturbations and adversarial images", EXAMPLES_NAME))

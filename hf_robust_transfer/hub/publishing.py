@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..evaluation.report import shown
 from .card import model_card, read_facts
-from .standalone import stand_alone
+from .timm_layout import stand_alone
 
 # What is published of a folder; training_args.bin, for one, pickles the Hub token.
 _PUBLISHED = re.compile(

@@ -1,7 +1,7 @@
 """Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
 
+from .distillation import DISTANCES, feature_distance
 from .freezing import Block, blocks, describe, eval_where_frozen, freeze
-from .lwf import DISTANCES, feature_distance
 from .warm_start import HeadWarmStart, head_learning_rate
 
 __all__ = [

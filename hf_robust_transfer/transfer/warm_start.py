@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..attacks.untouched import untouched
+from ..attacks.eval_mode import untouched
 from ..modeling.classifier import PixelClassifier, classifier_layer
 
 

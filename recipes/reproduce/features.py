@@ -19,12 +19,12 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, ThreatModel, load_model, pgd
-from hf_robust_transfer.attacks.untouched import untouched
+from hf_robust_transfer.atomic import replacing
+from hf_robust_transfer.attacks.eval_mode import untouched
+from hf_robust_transfer.cli.options import CheckpointArguments, parse_arguments, run_recipe
 from hf_robust_transfer.data import DataArguments, as_pixels, collate, load_evaluation_split
 from hf_robust_transfer.evaluation.activations import activation_shift
-from hf_robust_transfer.files import replacing
 from hf_robust_transfer.modeling.classifier import full_precision
-from hf_robust_transfer.running import CheckpointArguments, parse_arguments, run_recipe
 
 BATCH = 50
 PICTURES = 6

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from hf_robust_transfer.modeling.fast import choose_precision
+from hf_robust_transfer.modeling.attack_copy import choose_precision
 
 EXPERIMENTS = ("freezing", "features", "heads", "few_images", "lwf", "same_task")
 SOURCES = "sources"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from figures import FIGURES
+from hf_robust_transfer.atomic import replacing
 from hf_robust_transfer.evaluation.report import shown
 from hf_robust_transfer.evaluation.robustness import hardware
-from hf_robust_transfer.files import replacing
-from hf_robust_transfer.hub.training_record import RECORD_NAME
+from hf_robust_transfer.run_folder import RECORD_NAME
 from plan import ARRAYS, CHECK, FEATURES, REPORT, Inputs, Run
 
 NOTES = "commands.json"

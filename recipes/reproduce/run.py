@@ -20,7 +20,7 @@ from shlex import join, split
 
 from tqdm.auto import tqdm
 
-from hf_robust_transfer.running import parse_arguments, run_recipe
+from hf_robust_transfer.cli.options import parse_arguments, run_recipe
 from plan import EXPERIMENTS, SCALES, SOURCES, Command, Inputs, plan
 from results import NOTES, read_notes, write_results
 

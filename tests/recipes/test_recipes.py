@@ -17,7 +17,7 @@ from hf_robust_transfer import PixelClassifier, PixelDataset, load_image_splits,
 from hf_robust_transfer.data import DataArguments, as_pixels
 from hf_robust_transfer.transfer import head_learning_rate
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = ("--model_name_or_path", "convnext_tiny", "--image_size", "8", "--model_args")
 TINY_ARGS = '{"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}'
 QUICK = ("--per_device_train_batch_size", "16", "--eval_attack_steps", "1", "--disable_tqdm", "true", "--use_cpu")

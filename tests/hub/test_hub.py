@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 
 from hf_robust_transfer.evaluation import RobustnessReport
 from hf_robust_transfer.hub import files_to_publish, model_card, read_facts, stand_alone
-from hf_robust_transfer.hub.training_record import command_line
 from hf_robust_transfer.modeling import create_model, load_model
+from hf_robust_transfer.runs.record import command_line
 
 MORE_TIMM = ("mobilenetv3_small_050", "regnetx_002", "cifar_resnet18")
 LABELS = {0: "cat", 1: "dog", 2: "frog"}
@@ -75,7 +75,7 @@ try:
     for load in (AutoModelForImageClassification.from_pretrained, lambda path: pipeline("image-classification", model=path),
                  lambda path: timm.create_model(f"local-dir:{path}", pretrained=True)):
         load(folder)
-    assert "hf_robust_transfer.trainer" not in sys.modules
+    assert "hf_robust_transfer.training.trainer" not in sys.modules
 except (ImportError, RuntimeError) as error:
     print(error)
     try:

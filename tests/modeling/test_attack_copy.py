@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_robust_transfer.modeling import PixelClassifier
-from hf_robust_transfer.modeling.fast import choose_precision, fast_copy
+from hf_robust_transfer.modeling.attack_copy import attack_copy, choose_precision
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_copy_computes_what_the_model_does_and_leaves_it_alone(tiny, kind, b
     classifier = with_statistics(PixelClassifier(*tiny(kind)), images)
     before = copy.deepcopy(classifier.state_dict())
     expected, direction = classifier(images), gradient(classifier, images, labels)
-    full, low = (fast_copy(classifier, images[:2], precision) for precision in ("float32", "bf16"))
+    full, low = (attack_copy(classifier, images[:2], precision) for precision in ("float32", "bf16"))
     size = expected.abs().max()
     torch.testing.assert_close(full(images), expected, rtol=0, atol=1e-5 * size.item())
     torch.testing.assert_close(gradient(full, images, labels), direction, rtol=0, atol=1e-4 * direction.abs().max().item())
@@ -60,7 +60,7 @@ def test_batch_norm_after_a_convolution_is_no_longer_computed(tiny, kind, left, 
     """A pre-activation network keeps the first norm of each of its three blocks, and the last one."""
     images, _ = digit_batch(32 if kind.endswith("resnet") else 8)
     classifier = with_statistics(PixelClassifier(*tiny(kind)), images)
-    fast = fast_copy(classifier, images[:2], "float32")
+    fast = attack_copy(classifier, images[:2], "float32")
     calls = []
     computed = torch.batch_norm
     monkeypatch.setattr(torch, "batch_norm", lambda *args: calls.append(1) or computed(*args))
@@ -98,7 +98,7 @@ class Repeated(nn.Module):
 def test_where_folding_would_change_the_function_it_is_not_done(network, digit_batch):
     images, _ = digit_batch(8)
     classifier = with_statistics(network(), images)
-    torch.testing.assert_close(fast_copy(classifier, images[:2], "float32")(images), classifier(images))
+    torch.testing.assert_close(attack_copy(classifier, images[:2], "float32")(images), classifier(images))
 
 
 def test_the_precision_is_that_of_the_hardware_unless_it_is_given():
@@ -114,7 +114,7 @@ def test_the_precision_is_that_of_the_hardware_unless_it_is_given():
 def test_a_compiled_copy_computes_the_same_on_batches_of_any_size(tiny, digit_batch):
     images, labels = digit_batch(8)
     classifier = PixelClassifier(*tiny("timm-convnext"))
-    fast = fast_copy(classifier, images[:2], "float32", compiled=True)
+    fast = attack_copy(classifier, images[:2], "float32", compiled=True)
     for count in (8, 5, 1):
         torch.testing.assert_close(fast(images[:count]), classifier(images[:count]), rtol=1e-4, atol=1e-5)
         expected = gradient(classifier, images[:count], labels[:count])

@@ -14,8 +14,8 @@ from transformers import TrainerCallback, set_seed
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd
 from hf_robust_transfer.modeling import classifier_layer
+from hf_robust_transfer.modeling.attack_copy import attack_copy
 from hf_robust_transfer.modeling.classifier import full_precision
-from hf_robust_transfer.modeling.fast import fast_copy
 from hf_robust_transfer.randomness import fold_in
 from hf_robust_transfer.transfer import blocks, head_learning_rate
 
@@ -94,7 +94,7 @@ def test_bf16_training_is_judged_in_float32(trainer_on):
     expected = F.cross_entropy(full, trainer.eval_dataset.labels).item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
     # Evaluations of the model in memory go by the same float32 logits, and their fast copy is of this model.
-    copied = fast_copy(classifier, trainer.eval_dataset.images[:2], "float32")
+    copied = attack_copy(classifier, trainer.eval_dataset.images[:2], "float32")
     with torch.no_grad():
         torch.testing.assert_close(copied(trainer.eval_dataset.images), full, rtol=1e-4, atol=1e-5)
         next(iter(trainer.model.parameters())).zero_()

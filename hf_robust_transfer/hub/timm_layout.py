@@ -8,7 +8,7 @@ import timm
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..files import replacing
+from ..atomic import replacing
 from ..modeling import cifar
 from ..modeling.cifar import NEEDED
 

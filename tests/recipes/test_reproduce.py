@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from transformers import HfArgumentParser
 
+from hf_robust_transfer.cli.options import CheckpointArguments, ModelArguments
 from hf_robust_transfer.data import DataArguments
-from hf_robust_transfer.evaluation.checkpoint import EvaluationArguments
 from hf_robust_transfer.modeling import create_model, load_model
-from hf_robust_transfer.running import CheckpointArguments, ModelArguments
-from hf_robust_transfer.training_args import RobustTrainingArguments
+from hf_robust_transfer.runs.evaluate import EvaluationArguments
+from hf_robust_transfer.training.arguments import RobustTrainingArguments
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import torch
 from accelerate import PartialState
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
+from ..evaluation.named_attacks import parse_attacks
+from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
+from ..evaluation.report import JSON_NAME, MARKDOWN_NAME, RobustnessReport, shown
+from ..evaluation.robustness import DEFAULT_ATTACKS, evaluate_robustness
 from ..modeling import PixelClassifier, load_model
-from ..modeling.fast import choose_precision
+from ..modeling.attack_copy import choose_precision
 from ..threat_model import ThreatModel, parse_eps
-from .named_attacks import parse_attacks
-from .plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
-from .report import JSON_NAME, MARKDOWN_NAME, RobustnessReport, shown
-from .robustness import DEFAULT_ATTACKS, evaluate_robustness
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("train_script.py")
+SCRIPT = Path(__file__).resolve().parents[1] / "train_script.py"
 CONVNEXT = {
     "architecture": "convnext_tiny",
     "model_args": {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "drop_path_rate": 0.3},

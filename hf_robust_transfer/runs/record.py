@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..atomic import replacing
 from ..data import DataArguments, ImageSplits
 from ..evaluation.report import shown
 from ..evaluation.robustness import hardware
-from ..files import replacing
-from ..training_args import RobustTrainingArguments
+from ..run_folder import RECORD_NAME
+from ..training import RobustTrainingArguments
 
-RECORD_NAME = "training.json"
 # Of the base class's many options, those that change what is learned.
 _OPTIONS = (
     *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..attacks.untouched import untouched
+from ..atomic import replacing
+from ..attacks.eval_mode import untouched
 from ..data import as_pixels
-from ..files import replacing
+from ..modeling.attack_copy import autocast, folded_copy
 from ..modeling.classifier import PixelClassifier, classifier_layer, device_of, weights_sha256
-from ..modeling.fast import autocast, fast_module
 
 
 class FeatureCache:
@@ -96,7 +96,7 @@ def _compute(
     with torch.inference_mode(), untouched(classifier), autocast(device, precision):
         for batch in tqdm(loader, desc="computing features once", leave=False, disable=not progress):
             images = as_pixels(batch["pixel_values"].to(device))
-            fast = fast_module(classifier, images[:2], precision) if fast is None else fast
+            fast = folded_copy(classifier, images[:2], precision) if fast is None else fast
             variants = [images, images.flip(-1)] if mirrored else [images]
             features = torch.stack([fast.outputs(variant).features for variant in variants])
             values = features.to(torch.promote_types(features.dtype, torch.float32)).cpu().numpy()

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments, replace_head
 from hf_robust_transfer.data import as_pixels, collate
-from hf_robust_transfer.transfer.features import cache_features
+from hf_robust_transfer.training.known_features import cache_features
 
 
 @pytest.fixture

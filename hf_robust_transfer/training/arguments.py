@@ -8,10 +8,10 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
-from .objectives import OBJECTIVES
-from .threat_model import NORMS, ThreatModel, parse_eps
-from .transfer.freezing import parse_freeze
-from .transfer.lwf import DISTANCES
+from ..objectives import OBJECTIVES
+from ..threat_model import NORMS, ThreatModel, parse_eps
+from ..transfer.distillation import DISTANCES
+from ..transfer.freezing import parse_freeze
 
 
 def _choose(names: Any) -> str:

@@ -38,16 +38,16 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return "bf16" if able else "float32"
 
 
-def fast_copy(
+def attack_copy(
     classifier: nn.Module, images: Tensor, precision: str = "auto", *, compiled: bool = False
 ) -> Callable[[Tensor], Tensor]:
     """A function from images to logits that equals a classifier in eval mode but for rounding, and is faster.
 
-    It runs a `fast_module` under autocast. What happens to the classifier later does not show in it.
+    It runs a `folded_copy` under autocast. What happens to the classifier later does not show in it.
 
     Args:
         classifier: maps [0, 1] images to logits, on its device.
-        images: a few images that it takes, (B, C, H, W), as for `fast_module`.
+        images: a few images that it takes, (B, C, H, W), as for `folded_copy`.
         precision: ``"float32"``, ``"bf16"`` or ``"fp16"``, as autocast computes in it; ``"auto"`` as `choose_precision`.
         compiled: run it through `torch.compile`, which takes a minute at first and needs a C++ compiler.
 
@@ -60,12 +60,12 @@ def fast_copy(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)).eval()
         >>> images = torch.rand(5, 3, 4, 4)
-        >>> torch.allclose(fast_copy(model, images, "float32")(images), model(images), atol=1e-5)
+        >>> torch.allclose(attack_copy(model, images, "float32")(images), model(images), atol=1e-5)
         True
     """
     device = device_of(classifier)
     precision = choose_precision(precision, device)
-    module = fast_module(classifier, images, precision)
+    module = folded_copy(classifier, images, precision)
     run: Callable[[Tensor], Tensor] = torch.compile(module) if compiled else module
 
     def fast(images: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def fast_module(classifier: Module, images: Tensor, precision: str) -> Module:
+def folded_copy(classifier: Module, images: Tensor, precision: str) -> Module:
     """A copy in eval mode, to run under `autocast`: batch-norm folded into convolutions, weights cast once, channels-last.
 
     No parameter of it requires a gradient.
@@ -95,7 +95,7 @@ def fast_module(classifier: Module, images: Tensor, precision: str) -> Module:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-        >>> print(fast_module(model, torch.rand(2, 3, 8, 8), "float32")[1])
+        >>> print(folded_copy(model, torch.rand(2, 3, 8, 8), "float32")[1])
         Sequential()
     """
     copied = copy.deepcopy(classifier).eval().requires_grad_(False)

@@ -29,7 +29,7 @@ from hf_robust_transfer.data import to_pixels
 from hf_robust_transfer.modeling import PixelClassifier, import_checkpoint, load_model, pixel_statistics
 from hf_robust_transfer.modeling.importing import read_checkpoint
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)
 RESNET = {"architecture": "cifar_resnet18"}

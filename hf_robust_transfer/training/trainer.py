@@ -19,19 +19,19 @@ from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy
 from transformers.utils.hub import PushInProgress
 
-from .attacks import pgd
-from .data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
-from .evaluation.metrics import compute_metric
-from .hub import publish, publish_in_background, stand_alone
-from .modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision, linear_layers
-from .modeling.fast import PRECISIONS
-from .objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
-from .randomness import fold_in
-from .threat_model import ThreatModel, parse_eps
-from .training_args import RobustTrainingArguments
-from .transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
-from .transfer.features import FeatureCache, cache_features
-from .transfer.warm_start import steps_of
+from ..attacks import pgd
+from ..data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
+from ..evaluation.metrics import compute_metric
+from ..hub import publish, publish_in_background, stand_alone
+from ..modeling.attack_copy import PRECISIONS
+from ..modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision, linear_layers
+from ..objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
+from ..randomness import fold_in
+from ..threat_model import ThreatModel, parse_eps
+from ..transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
+from ..transfer.warm_start import steps_of
+from .arguments import RobustTrainingArguments
+from .known_features import FeatureCache, cache_features
 
 # The purposes that randomness is drawn for, as parts of its address.
 _ATTACK, _AUGMENTATION, _EVALUATION, _REPLAY = range(4)

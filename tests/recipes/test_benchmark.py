@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "benchmark.py"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "benchmark.py"
 
 
 @pytest.fixture(scope="module")

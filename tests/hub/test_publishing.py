@@ -19,7 +19,7 @@ from hf_robust_transfer import RobustTrainer, RobustTrainingArguments
 from hf_robust_transfer.evaluation import RobustnessReport
 from hf_robust_transfer.hub import PublishingError, files_to_publish, publish, stand_alone
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TINY_ARGS = '{"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}'
 
 

@@ -21,7 +21,7 @@ from pyautoattack import AutoAttack
 from sklearn.datasets import load_digits
 from torch import nn
 
-from hf_robust_transfer.attacks import pgd, pgd_until_fooled
+from hf_robust_transfer.attacks import early_stopping_pgd, pgd
 from hf_robust_transfer.data import DataArguments, load_evaluation_split
 from hf_robust_transfer.evaluation import (
     RobustnessReport,
@@ -36,12 +36,12 @@ from hf_robust_transfer.evaluation.plots import plot_curve, plot_examples
 from hf_robust_transfer.evaluation.report import eps_text
 from hf_robust_transfer.evaluation.self_checks import at_least_as_strong, order
 from hf_robust_transfer.modeling import PixelClassifier
+from hf_robust_transfer.modeling.attack_copy import attack_copy, choose_precision
 from hf_robust_transfer.modeling.classifier import weights_sha256
-from hf_robust_transfer.modeling.fast import choose_precision, fast_copy
 from hf_robust_transfer.randomness import fold_in
 from hf_robust_transfer.threat_model import ThreatModel
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = {"self_check_samples": 0, "curve_samples": 0, "progress": False, "precision": "float32"}
 EPS = ThreatModel("linf", 0.06)
 
@@ -117,7 +117,7 @@ def test_a_sample_leaves_the_attack_when_it_is_fooled_and_the_others_do_not_noti
 
     options = {"steps": 20, "seed": 3}
     whole = pgd(double, images, labels, EPS, **options)
-    early, claimed = pgd_until_fooled(counting, images, labels, EPS, **options)
+    early, claimed = early_stopping_pgd(counting, images, labels, EPS, **options)
     with torch.no_grad():
         held, held_early = (double(batch).argmax(1) == labels for batch in (whole, early))
     assert not (held_early & ~held).any()  # who is fooled after all steps was fooled at some step
@@ -142,7 +142,7 @@ def test_with_most_samples_fooled_the_others_alone_take_the_backward_pass(data):
     marked = images.clone()
     marked[:, 0, 0, 0] = 0.0
     marked[:10, 0, 0, 0] = 1.0
-    pgd_until_fooled(mostly_fooled, marked, torch.zeros_like(labels), EPS, steps=3)
+    early_stopping_pgd(mostly_fooled, marked, torch.zeros_like(labels), EPS, steps=3)
     assert backward == [10, 10, 10]
 
 
@@ -154,9 +154,9 @@ def test_fooled_samples_take_no_part_in_further_restarts(classifier, data):
         seen.append(len(batch))
         return classifier(batch)
 
-    once, _ = pgd_until_fooled(counting, images, labels, EPS, steps=5)
+    once, _ = early_stopping_pgd(counting, images, labels, EPS, steps=5)
     seen.clear()
-    thrice, claimed = pgd_until_fooled(counting, images, labels, EPS, steps=5, restarts=3)
+    thrice, claimed = early_stopping_pgd(counting, images, labels, EPS, steps=5, restarts=3)
     with torch.no_grad():
         held_once, held_thrice = (classifier(batch).argmax(1) == labels for batch in (once, thrice))
     assert not (held_thrice & ~held_once).any() and not (claimed & held_thrice).any()
@@ -166,10 +166,10 @@ def test_fooled_samples_take_no_part_in_further_restarts(classifier, data):
 
 def test_close_to_the_boundary_low_precision_is_not_trusted(classifier, data):
     images, labels = stacked(data)
-    low = fast_copy(classifier, images[:2], "bf16")
+    low = attack_copy(classifier, images[:2], "bf16")
     denied = {}
     for lead in (0.0, 2**-7):
-        adversarial, claimed = pgd_until_fooled(low, images, labels, EPS, steps=20, lead=lead)
+        adversarial, claimed = early_stopping_pgd(low, images, labels, EPS, steps=20, lead=lead)
         with torch.no_grad():
             denied[lead] = (claimed & (classifier(adversarial).argmax(1) == labels)).sum()
         assert claimed.sum() > 5

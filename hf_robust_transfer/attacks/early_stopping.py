@@ -5,11 +5,12 @@ from torch import Tensor
 
 from ..randomness import fold_in, sample_keys
 from ..threat_model import ThreatModel
-from .ascent import LOSSES, checked_step_size, clean_logits_for, input_gradient, margin, per_image
-from .untouched import Classifier, untouched
+from .ascent import checked_step_size, clean_logits_for, input_gradient, per_image
+from .eval_mode import Classifier, untouched
+from .losses import LOSSES, margin
 
 
-def pgd_until_fooled(
+def early_stopping_pgd(
     classifier: Classifier,
     images: Tensor,
     labels: Tensor,
@@ -43,7 +44,7 @@ def pgd_until_fooled(
     Example:
         >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> images, labels = torch.rand(2, 3, 2, 2), torch.tensor([0, 1])
-        >>> adversarial, fooled = pgd_until_fooled(classifier, images, labels, ThreatModel("linf", "8/255"))
+        >>> adversarial, fooled = early_stopping_pgd(classifier, images, labels, ThreatModel("linf", "8/255"))
         >>> bool((classifier(adversarial).argmax(1) != labels)[fooled].all())
         True
     """

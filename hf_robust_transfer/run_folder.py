@@ -1,0 +1,3 @@
+"""What is in a run's folder: every file name."""
+
+RECORD_NAME = "training.json"

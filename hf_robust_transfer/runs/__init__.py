@@ -1,0 +1,1 @@
+"""Whole runs, from names and options to a folder of results."""
