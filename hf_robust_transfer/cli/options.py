@@ -133,6 +133,6 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except (ValueError, FloatingPointError) as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not {Path(__file__).parent, Path(sys.argv[0]).resolve().parent} & set(raised_in.resolve().parents):
+        if not {Path(__file__).parents[1], Path(sys.argv[0]).resolve().parent} & set(raised_in.resolve().parents):
             raise
         sys.exit(f"error: {error}")
