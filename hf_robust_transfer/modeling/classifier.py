@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -116,7 +117,7 @@ class PixelClassifier(nn.Module):
         super().__init__()
         self.model = model
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
-        self._layer = [classifier_layer(model)[1]]
+        self._layer_name = classifier_layer(model)[0]
         mean, std = pixel_statistics(processor)
         dtype = torch.promote_types(model.dtype, torch.float32)
         for name, value in (("mean", mean), ("std", std)):
@@ -146,7 +147,7 @@ class PixelClassifier(nn.Module):
         def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
             captured.append(inputs[0])
 
-        handle = self._layer[0].register_forward_pre_hook(keep)
+        handle = self.model.get_submodule(self._layer_name).register_forward_pre_hook(keep)
         try:
             logits = self(images)
         finally:
@@ -179,12 +180,13 @@ def undo_mixed_precision(model: nn.Module) -> None:
 
 def accept_features(model: PreTrainedModel) -> None:
     """Let ``model(pixel_values=None, features=…)`` apply the classifier layer alone, whatever the model is wrapped in."""
-    layer = classifier_layer(model)[1]
+    name = classifier_layer(model)[0]  # not the layer itself: a copy of the model takes this method along
 
+    @wraps(type(model).forward)  # so that it shows the same arguments
     def forward(self: Any, *args: Any, features: Tensor | None = None, **kwargs: Any) -> Any:
         if features is None:
             return type(self).forward(self, *args, **kwargs)
-        return ImageClassifierOutput(logits=layer(features))
+        return ImageClassifierOutput(logits=self.get_submodule(name)(features))
 
     model.forward = MethodType(forward, model)
 

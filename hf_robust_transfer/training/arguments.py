@@ -1,6 +1,7 @@
 """The options of robust training, on top of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,13 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
+from ..errors import UsageError
 from ..objectives import OBJECTIVES
 from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
+
+_parsed = cache(parse_eps)  # the same few strings at every step
 
 
 def _choose(names: Any) -> str:
@@ -35,7 +39,7 @@ class RobustTrainingArguments(TrainingArguments):
     sizes) are strings such as ``"8/255"`` or numbers.
 
     Raises:
-        ValueError: an option out of range; the message names it.
+        UsageError: an option out of range; the message names it.
 
     Example:
         >>> args = RobustTrainingArguments("outputs/example", objective="trades", eps="8/255", freeze="2")
@@ -138,43 +142,53 @@ class RobustTrainingArguments(TrainingArguments):
         """Refuse options that are out of range or do not go together.
 
         Raises:
-            ValueError: naming the option and what to do.
+            UsageError: naming the option and what to do.
         """
         for name, known in (("objective", OBJECTIVES), ("norm", NORMS), ("lwf_distance", DISTANCES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{name} {getattr(self, name)} is unknown: use {_choose(known)}")
+                raise UsageError(f"--{name} {getattr(self, name)} is unknown: use {_choose(known)}")
         try:
             ThreatModel(self.norm, self.eps)  # type: ignore[arg-type]
         except ValueError as error:
-            raise ValueError(f"--{error}") from None
+            raise UsageError(f"--{error}") from None
         for name in ("attack_step_size", "eval_attack_step_size"):
             if getattr(self, name) is not None and parse_eps(getattr(self, name), f"--{name}") == 0:
-                raise ValueError(f"--{name} must be above 0; leave it out for a quarter of --eps")
+                raise UsageError(f"--{name} must be above 0; leave it out for a quarter of --eps")
         try:
             self.freeze = str(parse_freeze(self.freeze))
         except ValueError as error:
-            raise ValueError(f"--{error}") from None
+            raise UsageError(f"--{error}") from None
         least = {"attack_steps": 1, "free_replays": 1}
         for name in (
             *("attack_steps", "free_replays", "eval_attack_steps", "eps_warmup_steps", "warm_start_steps"),
             *("unfreeze_warmup_steps", "lwf_weight", "trades_beta", "random_crop"),
         ):
             if not getattr(self, name) >= least.get(name, 0):
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {least.get(name, 0)}")
+                raise UsageError(f"--{name} {getattr(self, name)} must be at least {least.get(name, 0)}")
         if self.warm_start_steps and self.freeze == "backbone":
-            raise ValueError(
+            raise UsageError(
                 "--warm_start_steps trains the head first, but --freeze backbone trains nothing else: drop one"
             )
         for name, reason in _UNSUPPORTED.items():
             if getattr(self, name):
-                raise ValueError(f"--{name} is not supported: {reason}")
+                raise UsageError(f"--{name} is not supported: {reason}")
         if not self.eval_do_concat_batches:
-            raise ValueError("--eval_do_concat_batches false is not supported: metrics are those of the whole data set")
+            raise UsageError("--eval_do_concat_batches false is not supported: metrics are those of the whole data set")
 
     @property
     def threat_model(self) -> ThreatModel:
         """The threat model of training and evaluation, with the full ε."""
-        return ThreatModel(self.norm, parse_eps(self.eps))
+        return ThreatModel(self.norm, _parsed(self.eps))
+
+    @property
+    def attack_step(self) -> float | None:
+        """``attack_step_size`` as a number."""
+        return None if self.attack_step_size is None else _parsed(self.attack_step_size)
+
+    @property
+    def eval_attack_step(self) -> float | None:
+        """``eval_attack_step_size`` as a number."""
+        return None if self.eval_attack_step_size is None else _parsed(self.eval_attack_step_size)
 
     @property
     def keeps_batch_norm_eval(self) -> bool:

@@ -2,42 +2,40 @@
 
 import os
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast, send_to_device
-from huggingface_hub import HfApi
-from safetensors.torch import load_file, save_file
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import BaseImageProcessor, PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, HubStrategy
-from transformers.utils.hub import PushInProgress
+from transformers import BaseImageProcessor, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from ..attacks import pgd
 from ..data import Indexed, PixelDataset, as_pixels, augment, collate, mirrored
-from ..evaluation.metrics import compute_metric
-from ..hub import publish, publish_in_background, stand_alone
+from ..errors import UsageError
 from ..modeling.attack_copy import PRECISIONS
 from ..modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision, linear_layers
 from ..objectives import OBJECTIVES, ObjectiveOutput, ReplaySampler, TrainingStep
 from ..randomness import fold_in
-from ..threat_model import ThreatModel, parse_eps
+from ..threat_model import ThreatModel
 from ..transfer import HeadWarmStart, eval_where_frozen, feature_distance, freeze
 from ..transfer.warm_start import steps_of
 from .arguments import RobustTrainingArguments
 from .known_features import FeatureCache, cache_features
+from .saving import SavingTrainer
 
 # The purposes that randomness is drawn for, as parts of its address.
 _ATTACK, _AUGMENTATION, _EVALUATION, _REPLAY = range(4)
 
 
-class RobustTrainer(Trainer):
+class RobustTrainer(SavingTrainer):
     """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
 
     Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
@@ -56,7 +54,7 @@ class RobustTrainer(Trainer):
         kwargs: all further arguments of `transformers.Trainer`.
 
     Raises:
-        ValueError: before any training, when the pieces do not go together; the message says what to change.
+        UsageError: before any training, when the pieces do not go together; the message says what to change.
         FloatingPointError: a loss term became NaN or infinite; the last checkpoint stays as it was.
 
     Example:
@@ -83,9 +81,9 @@ class RobustTrainer(Trainer):
     ) -> None:
         args = args if args is not None else RobustTrainingArguments()
         if args.n_gpu > 1:
-            raise ValueError("several GPUs need a process each: start with `accelerate launch --multi_gpu`")
+            raise UsageError("several GPUs need a process each: start with `accelerate launch --multi_gpu`")
         if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("compute_loss_func has no place here: choose an objective, or add one in objectives/")
+            raise UsageError("compute_loss_func has no place here: choose an objective, or add one in objectives/")
         if model is not None:
             _prepare(model, args)
         if args.dataloader_num_workers < 0:
@@ -93,7 +91,7 @@ class RobustTrainer(Trainer):
             cores = (os.cpu_count() or 1) // max(1, args.world_size)
             args.dataloader_num_workers = 0 if in_memory or args.device.type == "cpu" else min(8, cores)
         self.teacher = teacher
-        self._carried: dict[str, Tensor] = {}
+        self.carried: dict[str, Tensor] = {}
         self._term_sums: dict[str, Tensor] = {}
         self._terms_logged_at = 0
         self._micro_batch = 0
@@ -113,6 +111,7 @@ class RobustTrainer(Trainer):
         if teacher is not None:
             teacher.to(args.device).eval().requires_grad_(False)
         self.add_callback(HeadWarmStart())
+        self.add_callback(_OnTrainBegin(self._begin))
         self.label_names = ["labels"]
         # Have the base class count a step's samples over accumulation and processes, and leave the scaling to us.
         self.model_accepts_loss_kwargs = True
@@ -126,27 +125,53 @@ class RobustTrainer(Trainer):
         _prepare(model, self.args)
         return cast(PreTrainedModel, model)
 
-    def _hp_search_setup(self, trial: Any) -> None:
-        super()._hp_search_setup(trial)
-        if trial is not None:  # the trial's options came after the model, and were not checked yet
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Before it, in a hyperparameter search, have the trial's options decide what is frozen."""
+        if self.hp_search_backend is not None:  # a trial's options come after the model, and were not checked yet
             self.args.check()
             _check_teacher(self.args, self.model, self.teacher)
             _prepare(self.model, self.args)
+        return super().create_optimizer(model)
 
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            raise ValueError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The training images with their indices; only labels where features are all that is looked at."""
+        with self._indexed("train_dataset"):
+            return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Evaluation images with their indices; as for `transformers.Trainer`."""
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            with self._indexed("eval_dataset"):
+                return super().get_eval_dataloader(eval_dataset)
+        return super().get_eval_dataloader(self._with_indices(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Images to predict with their indices; as for `transformers.Trainer`."""
+        return super().get_test_dataloader(self._with_indices(test_dataset))
+
+    @contextmanager
+    def _indexed(self, name: str) -> Iterator[None]:
+        """For a moment, have the base class see a data set of this trainer with indices."""
+        given = getattr(self, name)
         only_features = self._caches_features and (self.args.objective, self.args.freeze) == ("natural", "backbone")
-        if kwargs.get("is_training") and only_features and isinstance(dataset, PixelDataset):
-            dataset = [{"labels": label} for label in dataset.labels]
-        return super()._get_dataloader(Indexed(dataset, len(self.model.config.id2label or ())), *args, **kwargs)
+        if isinstance(given, dict):
+            seen: Any = {key: self._with_indices(dataset) for key, dataset in given.items()}
+        elif name == "train_dataset" and only_features and isinstance(given, PixelDataset):
+            seen = self._with_indices([{"labels": label} for label in given.labels])
+        else:
+            seen = None if given is None else self._with_indices(given)
+        setattr(self, name, seen)
+        try:
+            yield
+        finally:
+            setattr(self, name, given)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = as_pixels(inputs["pixel_values"])
-        return inputs
+    def _with_indices(self, dataset: Any) -> Indexed:
+        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise UsageError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
+        return Indexed(dataset, len(self.model.config.id2label or ()))
 
+    # No public hook: the base class asks its own method for the sampler of a training set.
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if self.args.objective != "free":
             return super()._get_train_sampler(train_dataset)
@@ -157,26 +182,20 @@ class RobustTrainer(Trainer):
 
     # ---- training ----
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        # Nothing of an earlier or interrupted run goes into this one.
+    def _begin(self) -> None:
+        """Start from what was saved, and from nothing else of an earlier run; called within the training's time."""
         self._term_sums, self._terms_logged_at, self._micro_batch = {}, 0, 0
-        self._carried.clear()
+        self.load_carried(self.resumed_from)
         self._student_features = self._teacher_features = None
         if self._caches_features:
-            accept_features(self.model)
-        return super()._inner_training_loop(*args, **kwargs)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        if self._caches_features and self._student_features is self._teacher_features is None:
-            self._cache_features()  # here, so that it is part of the training's time
-        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+            self._cache_features()
 
     def _cache_features(self) -> None:
         """Compute, or find, the features of training images that are the same in every epoch."""
         args, dataset = self.args, cast(Any, self.train_dataset)
         precision = str(self.accelerator.mixed_precision)  # may come from `accelerate launch` as well
         loader: DataLoader[Any] = DataLoader(
-            Indexed(dataset, len(self.model.config.id2label or ())),
+            self._with_indices(dataset),
             args.per_device_eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -247,7 +266,9 @@ class RobustTrainer(Trainer):
         seed = fold_in(args.seed, _AUGMENTATION, epoch)
         images = inputs.get("pixel_values", indices)  # where features are all that is looked at, there are none
         if "pixel_values" in inputs:
-            images = augment(images, seed=seed, indices=indices, crop_padding=args.random_crop, flip=args.random_flip)
+            images = augment(
+                as_pixels(images), seed=seed, indices=indices, crop_padding=args.random_crop, flip=args.random_flip
+            )
         student, attacked = self._views(model)
         features = None
         if self._student_features is not None and not any(weight.requires_grad for weight in self._backbone):
@@ -260,9 +281,9 @@ class RobustTrainer(Trainer):
             indices=indices,
             threat_model=self._training_threat_model(),
             attack_steps=args.attack_steps,
-            attack_step_size=None if args.attack_step_size is None else parse_eps(args.attack_step_size),
+            attack_step_size=args.attack_step,
             seed=fold_in(args.seed, _ATTACK, epoch),
-            carried=self._carried,
+            carried=self.carried,
             features=features,
             slot=self._micro_batch,
         )
@@ -311,7 +332,7 @@ class RobustTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate or predict, leaving the random state of training as it was."""
-        self._share_buffers()
+        self.share_buffers()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         python_state, numpy_state = random.getstate(), np.random.get_state()
         with torch.random.fork_rng(devices):
@@ -321,12 +342,6 @@ class RobustTrainer(Trainer):
                 random.setstate(python_state)
                 np.random.set_state(numpy_state)
 
-    def _share_buffers(self) -> None:
-        """Give every process the batch-norm statistics of the first, which are those that are saved."""
-        if self.args.world_size > 1:
-            for buffer in self.model.buffers():
-                broadcast(buffer)
-
     def prediction_step(
         self,
         model: nn.Module,
@@ -335,19 +350,18 @@ class RobustTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Tensor | None]:
         """Clean logits and, with labels and an evaluation attack, those on adversarial images, judged in float32."""
-        inputs = self._prepare_inputs(inputs)
-        images, labels = inputs["pixel_values"], inputs.get("labels")
+        inputs = send_to_device(inputs, self.args.device)
+        images, labels = as_pixels(inputs["pixel_values"]), inputs.get("labels")
         classifier = PixelClassifier(self.model, self.processing_class, forward_through=model)
         adversarial = None
         if labels is not None and self.args.eval_attack_steps:
-            step_size = self.args.eval_attack_step_size
             adversarial = pgd(
                 classifier,
                 images,
                 labels,
                 self.args.threat_model,
                 steps=self.args.eval_attack_steps,
-                step_size=None if step_size is None else parse_eps(step_size),
+                step_size=self.args.eval_attack_step,
                 seed=fold_in(self.args.seed, _EVALUATION),
                 indices=inputs["indices"],
             )
@@ -357,102 +371,21 @@ class RobustTrainer(Trainer):
                 logits = (logits, classifier(adversarial))
         return None, logits, labels
 
-    # ---- checkpoints: what an objective carries belongs to each process, as its random state does ----
 
-    def _carried_file(self, folder: str) -> Path:
-        return Path(folder) / f"carried_{self.args.process_index}.safetensors"
+class _OnTrainBegin(TrainerCallback):
+    """Call a function before the first step of each training."""
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if not self.args.should_save:
-            super()._save(output_dir, state_dict)
-            return
-        # Written beside its place first: a disk that fills up leaves the model that was there.
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
-            super()._save(staging, state_dict)
-            stand_alone(staging)
-            for file in Path(staging).iterdir():
-                file.replace(folder / file.name)
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self._share_buffers()
-        super()._save_checkpoint(model, trial)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        if self._carried:
-            save_file({name: value.contiguous() for name, value in self._carried.items()}, self._carried_file(output_dir))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self._carried_file(checkpoint).is_file():
-            self._carried = send_to_device(load_file(self._carried_file(checkpoint)), self.args.device)
-
-    # ---- the Hub: one commit with what is for others, by either of the base class's ways ----
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **card: Any,
-    ) -> Any:
-        """Save the model, and publish the output folder with its model card as `hf_robust_transfer.hub.publish` does.
-
-        Args:
-            commit_message: of the one commit.
-            blocking: wait for it; otherwise return a future.
-            token, revision, private: by default ``args.hub_token``, ``args.hub_revision`` and ``args.hub_private_repo``.
-            card: ``license``, of the weights; what else the base class's kind of card takes has no place here.
-
-        Returns:
-            The commit, or a future of it; on processes other than the first, None.
-
-        Raises:
-            PublishingError: the Hub refused or could not be reached; the output folder holds everything.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self._finish_current_push()
-        options = self._hub_options(token=token, revision=revision, private=private)
-        options |= {"commit_message": commit_message or "End of training", "license": card.get("license")}
-        if blocking:
-            return publish(str(self.args.output_dir), **options)
-        return HfApi().run_as_future(publish, str(self.args.output_dir), **options)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        strategy = HubStrategy(self.args.hub_strategy)
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
-            return
-        running = self.push_in_progress
-        if running is not None and not running.is_done() and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
-        job = publish_in_background(
-            checkpoint_folder,
-            Path(str(self.args.output_dir), f"_publishing-{self.state.global_step}"),
-            resumable_at=places.get(strategy),
-            commit_message=f"Training in progress, step {self.state.global_step}",
-            **self._hub_options(),
-        )
-        self.push_in_progress: Any = PushInProgress([job])  # type: ignore[arg-type]
-
-    def _hub_options(self, **given: Any) -> dict[str, Any]:
-        args = self.args
-        own = {"token": args.hub_token, "revision": args.hub_revision or "main", "private": args.hub_private_repo}
-        repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
-        return {"repo_id": repo_id, **own, **{name: value for name, value in given.items() if value is not None}}
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._begin()
 
 
 def _prepare(model: PreTrainedModel, args: RobustTrainingArguments) -> None:
-    """Freeze what is to be frozen, and note in the model's configuration what later evaluations go by."""
+    """Freeze what is to be frozen, let the head run alone, and note what later evaluations go by."""
     freeze(model, args.freeze)
+    accept_features(model)
     model.config.robust_training = {"norm": args.norm, "eps": str(args.eps), "seed": args.seed}
 
 
@@ -468,20 +401,19 @@ def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str
     Returns:
         ``accuracy`` and ``loss``, and with adversarial logits ``robust_accuracy`` and ``robust_loss``.
     """
-    predictions = prediction.predictions
-    logits = [torch.as_tensor(each) for each in (predictions if isinstance(predictions, tuple) else (predictions,))]
-    labels = torch.as_tensor(prediction.label_ids)
-    classes = [each.argmax(1).numpy() for each in logits]
-    computed = compute_metric(
-        "robust_accuracy", predictions=classes[0], adversarial_predictions=classes[-1], references=labels.numpy()
+    clean_and_adversarial = (
+        prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
     )
+    labels = np.asarray(prediction.label_ids)
     metrics: dict[str, float] = {}
-    for prefix, key, values in zip(("", "robust_"), ("clean_accuracy", "robust_accuracy"), logits, strict=False):
-        metrics[f"{prefix}accuracy"] = computed[key]
-        metrics[f"{prefix}loss"] = F.cross_entropy(values.double(), labels).item()
+    correct = np.ones(len(labels), dtype=bool)
+    for prefix, logits in zip(("", "robust_"), clean_and_adversarial, strict=False):
+        correct &= np.asarray(logits).argmax(1) == labels
+        metrics[f"{prefix}accuracy"] = correct.mean().item()
+        loss = F.cross_entropy(torch.as_tensor(logits).double(), torch.as_tensor(labels))
+        metrics[f"{prefix}loss"] = loss.item()
     if more is not None:
-        clean = predictions[0] if isinstance(predictions, tuple) else predictions
-        metrics |= more(EvalPrediction(predictions=clean, label_ids=prediction.label_ids))
+        metrics |= more(EvalPrediction(predictions=clean_and_adversarial[0], label_ids=prediction.label_ids))
     return metrics
 
 
@@ -489,13 +421,13 @@ def _check_teacher(args: RobustTrainingArguments, model: PreTrainedModel, teache
     if args.lwf_weight == 0:
         return
     if teacher is None:
-        raise ValueError(
+        raise UsageError(
             f"--lwf_weight {args.lwf_weight} keeps features close to a teacher's, but there is none: pass teacher=, the"
             " frozen robust source, or set --lwf_weight 0"
         )
     sizes = [linear_layers(classifier_layer(each)[1])[0].in_features for each in (model, teacher.model)]
     if sizes[0] != sizes[1]:
-        raise ValueError(
+        raise UsageError(
             f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"
             " architecture, usually the source itself"
         )

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -29,7 +31,7 @@ from hf_robust_transfer.modeling import (
     replace_head,
 )
 from hf_robust_transfer.modeling.cifar import PaddedShortcut
-from hf_robust_transfer.modeling.classifier import full_precision, linear_layers
+from hf_robust_transfer.modeling.classifier import accept_features, full_precision, linear_layers
 
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
 
@@ -453,3 +455,20 @@ def test_a_head_that_cannot_be_had_is_refused(tiny, family, head_args, message):
     model, _ = tiny(family)
     with pytest.raises(ValueError, match=message):
         replace_head(model, ANIMALS, head_args)
+
+
+@pytest.mark.parametrize("family", ["timm-convnext", "hf-vit"])
+def test_a_copy_of_a_model_that_accepts_features_answers_with_its_own_head(tiny, family):
+    model, processor = tiny(family)
+    accept_features(model)
+    classifier = PixelClassifier(model, processor)
+    features = classifier.outputs(torch.rand(2, 3, 8, 8)).features
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in classifier_layer(copied)[1].parameters():
+            parameter.zero_()
+    assert not PixelClassifier(copied, processor).from_features(features).logits.any()
+    assert classifier.from_features(features).logits.any()
+    replace_head(model, {0: "cat", 1: "dog"})
+    assert classifier.outputs(torch.rand(2, 3, 8, 8)).logits.shape == (2, 2)
+    assert classifier.from_features(features).logits.shape == (2, 2)

@@ -3,6 +3,7 @@
 import copy
 import math
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import optuna
@@ -10,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TIMM, TRANSFORMERS
-from transformers import TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
-from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd
+from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd, threat_model
 from hf_robust_transfer.modeling import classifier_layer
 from hf_robust_transfer.modeling.attack_copy import attack_copy
 from hf_robust_transfer.modeling.classifier import full_precision
@@ -395,7 +396,7 @@ def test_free_replays_each_batch_at_the_cost_of_natural_training(trainer_on):
     groups = [tuple(seen[first : first + 8]) for first in range(0, len(seen), 8)]
     assert groups[0::2] == groups[1::2] and len(set(groups)) == 4
     assert sorted(seen) == sorted([*range(32)] * 2)
-    assert set(trainer._carried) == {"free_perturbation_0", "free_perturbation_1"}
+    assert set(trainer.carried) == {"free_perturbation_0", "free_perturbation_1"}
 
 
 def test_hyperparameter_search_finds_the_better_learning_rate(trainer_on, tiny):
@@ -510,3 +511,35 @@ def test_training_is_repeatable(trainer_on):
         trainer.train()
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_private_parts_of_the_base_class_are_overridden_where_it_has_no_public_hook():
+    overridden = {
+        name
+        for one in RobustTrainer.__mro__[: RobustTrainer.__mro__.index(Trainer)]
+        for name in vars(one)
+        if name.startswith("_") and not name.startswith("__") and hasattr(Trainer, name)
+    }
+    assert overridden == {"_get_train_sampler", "_push_from_checkpoint"}
+
+
+def test_a_radius_is_read_from_its_text_once_however_many_steps(trainer_on, monkeypatch):
+    read = []
+    monkeypatch.setattr(threat_model, "Fraction", lambda text: read.append(text) or Fraction(text))
+    options = {"eps": "77/1000", "attack_step_size": "7/1000", "objective": "pgd", "attack_steps": 1}
+    args = trainer_on(**options, per_device_train_batch_size=4).args
+    read.clear()
+    trainer = trainer_on(**options, per_device_train_batch_size=4, max_steps=4)
+    checked = len(read)
+    trainer.train()
+    assert args.threat_model.eps == 0.077 and len(read) - checked <= 2
+
+
+def test_each_of_several_evaluation_sets_is_evaluated_under_its_name(trainer_on):
+    trainer = trainer_on(eval_attack_steps=0)
+    data = trainer.eval_dataset
+    other = Pixels(data.images, (data.labels + 1) % 10)
+    alone = [trainer.evaluate(dataset) for dataset in (data, other)]
+    trainer.eval_dataset = {"one": data, "two": other}
+    both = trainer.evaluate()
+    assert both["eval_one_loss"] == alone[0]["eval_loss"] != alone[1]["eval_loss"] == both["eval_two_loss"]

@@ -1,0 +1,138 @@
+"""A `Trainer` whose models are saved whole or not at all, and published as `hf_robust_transfer.hub` does it."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from accelerate.utils import broadcast, send_to_device
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, get_last_checkpoint
+from transformers.utils.hub import PushInProgress
+
+from ..hub import publish, publish_in_background, stand_alone
+
+
+class SavingTrainer(Trainer):
+    """All of `RobustTrainer` that touches folders and the Hub.
+
+    A checkpoint also holds what an objective carries from step to step (``carried``), each process's its own. The Hub
+    gets one commit with what is for others, by either of the base class's ways.
+    """
+
+    model: PreTrainedModel
+    carried: dict[str, Tensor]
+    resumed_from: str | bool | None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, as for `transformers.Trainer`."""
+        self.resumed_from = resume_from_checkpoint
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and its image processor; a disk that fills up leaves the model that was there.
+
+        Args:
+            output_dir: where to, by default ``args.output_dir``.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        if _internal_call:  # then all processes are here
+            self.share_buffers()
+            # First of all that goes into a checkpoint: whatever a kill leaves without its mark of completeness goes unused.
+            if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.carried and not self.args.save_only_model:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file({name: value.contiguous() for name, value in self.carried.items()}, self._carried_file(folder))
+        if self.args.should_save and not self.is_deepspeed_enabled:  # whose processes write into one folder together
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
+                super().save_model(staging, _internal_call=True)
+                if Path(staging, "config.json").is_file():  # a sharded FSDP checkpoint has none
+                    stand_alone(staging)
+                for file in Path(staging).iterdir():
+                    file.replace(folder / file.name)
+        else:
+            super().save_model(str(folder), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def share_buffers(self) -> None:
+        """Give every process the batch-norm statistics of the first, which are those that are saved."""
+        if self.args.world_size > 1:
+            for buffer in self.model.buffers():
+                broadcast(buffer)
+
+    def _carried_file(self, folder: Path) -> Path:
+        return folder / f"carried_{self.args.process_index}.safetensors"
+
+    def load_carried(self, checkpoint: str | bool | None) -> None:
+        """Carry on what this process carried when a checkpoint was saved; nothing without one.
+
+        Args:
+            checkpoint: its folder, or True for the last in the output folder, as for `transformers.Trainer.train`.
+        """
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+        self.carried.clear()
+        if checkpoint and (file := self._carried_file(Path(str(checkpoint)))).is_file():
+            self.carried.update(send_to_device(load_file(file), self.args.device))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
+        """Save the model, and publish the output folder with its model card as `hf_robust_transfer.hub.publish` does.
+
+        Args:
+            commit_message: of the one commit.
+            blocking: wait for it; otherwise return a future.
+            token, revision, private: by default ``args.hub_token``, ``args.hub_revision`` and ``args.hub_private_repo``.
+            card: ``license``, of the weights; what else the base class's kind of card takes has no place here.
+
+        Returns:
+            The commit, or a future of it; on processes other than the first, None.
+
+        Raises:
+            PublishingError: the Hub refused or could not be reached; the output folder holds everything.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        options = self._hub_options(token=token, revision=revision, private=private)
+        options |= {"commit_message": commit_message or "End of training", "license": card.get("license")}
+        if blocking:
+            return publish(str(self.args.output_dir), **options)
+        return HfApi().run_as_future(publish, str(self.args.output_dir), **options)
+
+    # No public hook: `on_save` comes after the base class's own upload, which sends the pickled arguments and their token.
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        strategy = HubStrategy(self.args.hub_strategy)
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        running = self.push_in_progress
+        if running is not None and not running.is_done() and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
+        job = publish_in_background(
+            checkpoint_folder,
+            Path(str(self.args.output_dir), f"_publishing-{self.state.global_step}"),
+            resumable_at=places.get(strategy),
+            commit_message=f"Training in progress, step {self.state.global_step}",
+            **self._hub_options(),
+        )
+        self.push_in_progress: Any = PushInProgress([job])  # type: ignore[arg-type]
+
+    def _hub_options(self, **given: Any) -> dict[str, Any]:
+        args = self.args
+        own = {"token": args.hub_token, "revision": args.hub_revision or "main", "private": args.hub_private_repo}
+        repo_id = self.hub_model_id or args.hub_model_id or Path(str(args.output_dir)).resolve().name
+        return {"repo_id": repo_id, **own, **{name: value for name, value in given.items() if value is not None}}
