@@ -4,8 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 INSTALLED_DEV := $(VENV)/installed-dev
 
-# `accelerate launch` allows one CPU thread unless told otherwise, and Trainer would spread one process over all GPUs.
-OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN)
+# Trainer would spread one process over all GPUs.
 CUDA_VISIBLE_DEVICES ?= 0
 
 .DEFAULT_GOAL := help
@@ -16,9 +15,9 @@ help:  ## show the targets
 	@echo "Another interpreter: make PYTHON=python3.12 …"
 
 quickstart: $(INSTALLED)  ## run the embedded example anew, on the first GPU if there is one; more flags in ARGS="…"
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS) CUDA_VISIBLE_DEVICES=$(CUDA_VISIBLE_DEVICES) $(BIN)/accelerate launch \
+	CUDA_VISIBLE_DEVICES=$(CUDA_VISIBLE_DEVICES) $(BIN)/accelerate launch \
 		--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		recipes/finetune.py --overwrite_output_dir $(ARGS)
+		-m hf_robust_transfer.cli.quickstart --overwrite_output_dir $(ARGS)
 
 test: $(INSTALLED_DEV)  ## run the tests but the slow ones; pytest's flags in ARGS="…"
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)

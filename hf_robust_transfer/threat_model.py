@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from . import randomness
+from .errors import UsageError
 
 NORMS = ("linf", "l2")
 
@@ -28,9 +29,9 @@ def parse_eps(value: str | float, name: str = "eps") -> float:
     try:
         number = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
     except (ValueError, ZeroDivisionError, TypeError):
-        raise ValueError(f"{name}={value!r} is not a number: write it like 8/255 or 0.031") from None
+        raise UsageError(f"{name}={value!r} is not a number: write it like 8/255 or 0.031") from None
     if not 0 <= number < float("inf"):
-        raise ValueError(f"{name}={value} must be a finite number of at least 0")
+        raise UsageError(f"{name}={value} must be a finite number of at least 0")
     return number
 
 
@@ -60,13 +61,13 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise ValueError(f"norm={self.norm!r} is unknown: use one of {', '.join(NORMS)}")
+            raise UsageError(f"norm={self.norm!r} is unknown: use one of {', '.join(NORMS)}")
         object.__setattr__(self, "eps", parse_eps(self.eps))
         low, high = self.bounds
         if not low < high:
-            raise ValueError(f"bounds={self.bounds} are empty: the first must be below the second")
+            raise UsageError(f"bounds={self.bounds} are empty: the first must be below the second")
         if self.norm == "linf" and self.eps > high - low:
-            raise ValueError(
+            raise UsageError(
                 f"eps={self.eps:g} is larger than the whole pixel range [{low:g}, {high:g}] for linf:"
                 f" divide it by 255, as in {self.eps:g}/255"
             )

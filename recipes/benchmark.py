@@ -48,8 +48,10 @@ from hf_robust_transfer import (
     pgd,
 )
 from hf_robust_transfer.atomic import replacing
-from hf_robust_transfer.cli.options import parse_arguments, run_recipe
+from hf_robust_transfer.cli.main import one_line_errors
+from hf_robust_transfer.cli.parsing import parse_arguments
 from hf_robust_transfer.data import DataArguments, PixelDataset, as_pixels, load_evaluation_split, load_image_splits
+from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.evaluation.robustness import hardware
 from hf_robust_transfer.modeling import load_model
 from hf_robust_transfer.modeling.attack_copy import attack_copy, choose_precision
@@ -87,10 +89,10 @@ class BenchmarkArguments:
     def __post_init__(self) -> None:
         unknown = set(self.rows or ()) - set(ROWS)
         if unknown:
-            raise ValueError(f"--rows {' '.join(sorted(unknown))}: there is no such line, only {', '.join(ROWS)}")
+            raise UsageError(f"--rows {' '.join(sorted(unknown))}: there is no such line, only {', '.join(ROWS)}")
         for name in ("samples", "autoattack_samples", "batch_size", "rounds", "epochs"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+                raise UsageError(f"--{name} {getattr(self, name)} must be at least 1")
         if self.quick:
             self.samples, self.batch_size, self.rounds, self.epochs = min(self.samples, 50), min(self.batch_size, 50), 1, 5
 
@@ -182,7 +184,7 @@ def peers(classifier: PixelClassifier) -> dict[str, Callable[[Tensor, Tensor], T
             model, images, foolbox.criteria.Misclassification(labels), epsilon=8 / 255
         )
     if not found:
-        raise ValueError(
+        raise UsageError(
             "there is no library to compare with: pip install 'hf-robust-transfer[benchmark]', and pip install --no-deps"
             " torchattacks"
         )
@@ -729,11 +731,13 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Parse, measure line by line, print and write."""
     args, data = parse_arguments(
+        "recipes/benchmark.py",
         [BenchmarkArguments, DataArguments],
         f"Measure this package beside others. The lines of the table: {', '.join(ROWS)}.",
+        sys.argv[1:],
     )
     if args.model_name_or_path is None or data.dataset_name is None:
-        raise ValueError("--model_name_or_path and --dataset_name are needed: a robust checkpoint, and images for it")
+        raise UsageError("--model_name_or_path and --dataset_name are needed: a robust checkpoint, and images for it")
     disable_progress_bars()
     disable_progress_bar()
     set_verbosity_error()
@@ -764,4 +768,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    with one_line_errors():
+        main()

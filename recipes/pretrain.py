@@ -1,40 +1,6 @@
-"""Train a robust source: any architecture, from scratch or from a checkpoint, with any objective.
+"""`hf-robust-transfer pretrain` as a script: `accelerate launch recipes/pretrain.py …`."""
 
-    accelerate launch recipes/pretrain.py --model_name_or_path cifar_resnet18 --dataset_name cifar10 \\
-        --image_column_name img --objective pgd --eps 8/255 --output_dir outputs/source
-"""
-
-from transformers import set_seed
-
-from hf_robust_transfer.cli.options import ModelArguments, parse_arguments, run_recipe
-from hf_robust_transfer.data import DataArguments, load_image_splits
-from hf_robust_transfer.runs.folder import claim_output_dir
-from hf_robust_transfer.runs.train import train_and_evaluate
-from hf_robust_transfer.training.arguments import RobustTrainingArguments
-
-
-def main() -> None:
-    """Parse, load, train, evaluate."""
-    model_args, data_args, args = parse_arguments(
-        [ModelArguments, DataArguments, RobustTrainingArguments],
-        "Train an image classifier, naturally or adversarially, to be the source of a robust transfer. Give flags, after a"
-        " YAML or JSON file of them if you like. A run that was stopped goes on where it was when it is started again.",
-    )
-    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path])
-    splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
-    set_seed(args.seed)
-    model, processor = model_args.load(splits.id2label)
-    train_and_evaluate(
-        model,
-        processor,
-        splits,
-        args,
-        resume_from=resume_from,
-        overwrite=model_args.overwrite_output_dir,
-        data=data_args,
-        options=model_args.defining_options,
-    )
-
+from hf_robust_transfer.cli.main import run_script
 
 if __name__ == "__main__":
-    run_recipe(main)
+    run_script(__file__)

@@ -12,8 +12,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 
-import runpy
-import sys
 from pathlib import Path
 
 import datasets
@@ -35,6 +33,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
 from hf_robust_transfer.threat_model import ThreatModel
@@ -152,14 +151,12 @@ def shared():
 
 
 @pytest.fixture
-def error_of(monkeypatch):
-    """A function (recipe, *arguments) -> the one-line error that the recipe ends with, run in this process."""
+def error_of():
+    """A function (recipe, *arguments) -> the one-line error that its command ends with, run in this process."""
 
     def run_here(recipe, *arguments):
-        monkeypatch.syspath_prepend(str(REPOSITORY / "recipes"))
-        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "recipes" / recipe), *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            run_command(Path(recipe).stem.replace("_", "-"), list(map(str, arguments)))
         error = str(stopped.value)  # what Python prints before it exits with status 1
         assert error.startswith("error: ") and "\n" not in error
         return error
@@ -181,7 +178,7 @@ def published(tiny, digit_batch, tmp_path):
     options = {"self_check_samples": 30, "curve_samples": 0, "progress": False, "data_name": "me/pets"}
     evaluate_robustness(classifier, data, ThreatModel(), ["fgsm", "pgd-5"], **options).save(folder)
     record = {
-        "command": "accelerate launch recipes/finetune.py --transfer lwf",
+        "command": "accelerate launch -m hf_robust_transfer.cli.finetune --transfer lwf",
         "base_model": "you/source",
         "data": {"dataset_name": "me/pets"},
         "images": {"train": 30, "validation": 10},

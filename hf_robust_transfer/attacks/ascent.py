@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..threat_model import ThreatModel
 from .eval_mode import Classifier
 from .losses import LOSSES
@@ -16,15 +17,15 @@ def checked_step_size(
 ) -> float:
     """The step size, once all options are seen to be in range."""
     if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown: use one of {', '.join(LOSSES)}")
+        raise UsageError(f"loss={loss!r} is unknown: use one of {', '.join(LOSSES)}")
     if steps < 0 or restarts < 1 or (restarts > 1 and not random_start):
-        raise ValueError(
+        raise UsageError(
             f"steps={steps}, restarts={restarts}, random_start={random_start}: steps must be at least 0, restarts at"
             " least 1, and several restarts need a random start"
         )
     step_size = threat_model.eps / 4 if step_size is None else step_size
     if step_size <= 0 < threat_model.eps:
-        raise ValueError(f"step_size={step_size} must be above 0")
+        raise UsageError(f"step_size={step_size} must be above 0")
     return step_size
 
 

@@ -1,26 +1,20 @@
-"""What the commands share: options, their parsing, and one-line errors."""
+"""Options that several commands share."""
 
 import json
-import sys
-import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
-from transformers import BaseImageProcessor, HfArgumentParser, PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..errors import UsageError
 from ..modeling import load_model
-
-# Python puts a script's folder at the head of the path, where recipes/evaluate.py would hide the library of that name.
-if sys.path[0] == str(Path(sys.argv[0]).resolve().parent):
-    sys.path.append(sys.path.pop(0))
 
 
 @dataclass
 class CheckpointArguments:
     """Which trained model to use, and what to do about an output folder that is in use."""
+
+    group: ClassVar[str] = "parameters that control the model and the output folder"
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or a Hub id."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
@@ -62,10 +56,10 @@ class ModelArguments(CheckpointArguments):
         """The model and its image processor, with a head for these labels (None: as it is).
 
         Raises:
-            ValueError: no name, malformed ``model_args``, or whatever `load_model` raises.
+            UsageError: no name, malformed ``model_args``, or whatever `load_model` raises.
         """
         if self.model_name_or_path is None:
-            raise ValueError("--model_name_or_path is missing: a checkpoint folder, a Hub id or a timm architecture")
+            raise UsageError("--model_name_or_path is missing: a checkpoint folder, a Hub id or a timm architecture")
         return load_model(
             self.model_name_or_path,
             id2label=id2label,
@@ -87,52 +81,11 @@ def parse_json_object(text: str | None, flag: str) -> dict[str, Any] | None:
     """Read an option that is a JSON object, or None.
 
     Raises:
-        ValueError: it is no JSON object; the message names the flag.
+        UsageError: it is no JSON object; the message names the flag.
     """
     if text is None:
         return None
     try:
         return dict(json.loads(text))
     except (ValueError, TypeError):
-        raise ValueError(f"{flag} {text} is not a JSON object like '{{\"depth\": 16}}'") from None
-
-
-def parse_arguments(types: Sequence[Any], description: str, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """Read dataclasses of options from the command line, where a YAML or JSON file may come first.
-
-    Flags after the file go before what it says. A bad value ends the program with a one-line error.
-    """
-    parser = HfArgumentParser(types, description=description, usage="%(prog)s [options.yaml] [--option value ...]")
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-            argv = [*_flags_of_file(Path(argv[0])), *argv[1:]]
-        return tuple(parser.parse_args_into_dataclasses(argv))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-
-
-def _flags_of_file(file: Path) -> list[str]:
-    try:
-        options = yaml.safe_load(file.read_text())  # JSON is YAML
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error).partition(chr(10))[0]}") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{file} must map options to values, like `eps: 8/255`")
-    flags: list[str] = []
-    for name, value in options.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-            flags += [f"--{name}", *map(str, values)]
-    return flags
-
-
-def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe; what this package itself refuses becomes a one-line error, anything else keeps its traceback."""
-    try:
-        main()
-    except (ValueError, FloatingPointError) as error:
-        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if not {Path(__file__).parents[1], Path(sys.argv[0]).resolve().parent} & set(raised_in.resolve().parents):
-            raise
-        sys.exit(f"error: {error}")
+        raise UsageError(f"{flag} {text} is not a JSON object like '{{\"depth\": 16}}'") from None

@@ -15,6 +15,8 @@ from torchvision.transforms import Compose, Normalize
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
+from ..errors import UsageError
+
 
 def to_pixels(processor: BaseImageProcessor) -> Callable[[PILImage.Image], Tensor]:
     """What a checkpoint's image processor does to an image, but for the normalisation.
@@ -109,11 +111,11 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         encoded = self._encoded[row]["image"]
         try:
             if encoded is None:
-                raise ValueError("there is none")
+                raise UsageError("there is none")
             return self._decoder.decode_example(encoded)
         except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises for damaged files
             file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
-            raise ValueError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
+            raise UsageError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
 
     def check(self, rank: int = 0, world_size: int = 1) -> None:
         """Read the images once, so that a damaged one is found now and not in the middle of training.
@@ -151,7 +153,7 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {**self.dataset[index], "indices": index}
         if not 0 <= int(item.get("labels", 0)) < self.num_labels:
-            raise ValueError(
+            raise UsageError(
                 f"sample {index} has label {int(item['labels'])}, but the model's head has {self.num_labels} labels:"
                 " load the model with load_model(…, id2label=…) to give it a head for these labels"
             )
@@ -178,7 +180,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
         if pixels.dtype != torch.uint8 and not (
             pixels.is_floating_point() and pixels.min() >= 0 and pixels.max() <= 1  # also refuses NaN
         ):
-            raise ValueError(
+            raise UsageError(
                 f"pixel_values are {pixels.dtype} between {pixels.min():.3g} and {pixels.max():.3g}, but must be uint8, or"
                 " floating and in [0, 1]: do not normalise them, the model's own normalisation happens inside"
             )

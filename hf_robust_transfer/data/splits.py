@@ -4,10 +4,12 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Sequence as SequenceFeature, Value, load_dataset
+
+from ..errors import UsageError
 
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
@@ -15,6 +17,8 @@ _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 @dataclass
 class DataArguments:
     """Which images to use; the names follow the image-classification example of `transformers`."""
+
+    group: ClassVar[str] = "parameters that control the data"
 
     dataset_name: str | None = field(
         default=None,
@@ -39,10 +43,10 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if not 0 < self.train_val_split < 1:
-            raise ValueError(f"--train_val_split {self.train_val_split} must be between 0 and 1")
+            raise UsageError(f"--train_val_split {self.train_val_split} must be between 0 and 1")
         for name in ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+                raise UsageError(f"--{name} {getattr(self, name)} must be at least 1")
 
     @property
     def source(self) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
         ValueError: a missing split or column, an unknown class, or a class without a training image.
     """
     if "train" not in splits:
-        raise ValueError(f"the data set has no training split, only {', '.join(splits)}: give --train_dir")
+        raise UsageError(f"the data set has no training split, only {', '.join(splits)}: give --train_dir")
     splits = DatasetDict({name: _tidy(split, arguments) for name, split in splits.items()})
     if arguments.classes is not None:
         splits = _choose_classes(splits, arguments.classes)
@@ -105,7 +109,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
     for name, split in splits.items():
         _check_labelled(split, name)
         if split.features["label"].names != labels:
-            raise ValueError(
+            raise UsageError(
                 f"the {name} split has the classes {split.features['label'].names}, the training split {labels}"
             )
 
@@ -121,7 +125,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
 
     absent = sorted(set(range(len(labels))) - set(train["label"]))
     if absent:
-        raise ValueError(
+        raise UsageError(
             f"no training image of {', '.join(labels[label] for label in absent)}: add some, raise --max_train_samples, or"
             " leave the class out with --classes"
         )
@@ -157,7 +161,7 @@ def load_evaluation_split(
     """
     splits = _load(arguments, load_options)
     if split is not None and split not in splits:
-        raise ValueError(f"--split {split}: the data set has no such split, only {', '.join(splits)}")
+        raise UsageError(f"--split {split}: the data set has no such split, only {', '.join(splits)}")
     name = split or next((name for name in ("test", *_VALIDATION_NAMES) if name in splits), None)
     if name is None:
         name, chosen = "validation", choose_splits(splits, replace(arguments, max_eval_samples=None), seed=seed).validation
@@ -168,7 +172,7 @@ def load_evaluation_split(
     if set(wanted) <= set(names) and wanted != names:
         chosen = _choose_classes(DatasetDict({name: chosen}), wanted)[name]
     elif len(names) != len(labels):
-        raise ValueError(
+        raise UsageError(
             f"the model has the {len(labels)} labels {', '.join(labels)}, but the data the {len(names)} classes"
             f" {', '.join(names)}: choose with --classes, in the model's order"
         )
@@ -179,7 +183,7 @@ def load_evaluation_split(
 def _check_labelled(split: Dataset, name: str) -> None:
     unlabelled = sum(label is None or label < 0 for label in split["label"])
     if unlabelled:
-        raise ValueError(
+        raise UsageError(
             f"{unlabelled} of {len(split)} images of the {name} split have no label: remove them, or the split"
         )
 
@@ -189,9 +193,9 @@ def _load(arguments: DataArguments, options: dict[str, Any]) -> DatasetDict:
     given = {split: folder for split, folder in folders.items() if folder is not None}
     for split, folder in given.items():
         if not Path(folder).is_dir():
-            raise ValueError(f"--{split}_dir {folder} is not a folder")
+            raise UsageError(f"--{split}_dir {folder} is not a folder")
     if (arguments.dataset_name is None) == (not given):
-        raise ValueError("give either --dataset_name or --train_dir, to say which images to use")
+        raise UsageError("give either --dataset_name or --train_dir, to say which images to use")
     try:
         if given:
             return load_dataset(
@@ -199,7 +203,7 @@ def _load(arguments: DataArguments, options: dict[str, Any]) -> DatasetDict:
             )
         loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name, **options)
     except (OSError, ValueError, RuntimeError) as error:  # each a base class of what `datasets` and the Hub client raise
-        raise ValueError(
+        raise UsageError(
             f"the data set {arguments.dataset_name or given} cannot be loaded: {str(error).strip().partition(chr(10))[0]}"
         ) from error
     return loaded
@@ -209,7 +213,7 @@ def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
     """Keep the image and the label, under those names, the label as a ClassLabel."""
     for flag, column in (("image", arguments.image_column_name), ("label", arguments.label_column_name)):
         if column not in split.column_names:
-            raise ValueError(
+            raise UsageError(
                 f"--{flag}_column_name {column}: the data set has no such column, only {', '.join(split.column_names)}"
                 + ("; a folder of images needs a subfolder per class" if arguments.train_dir and flag == "label" else "")
             )
@@ -220,14 +224,14 @@ def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
         else {}
     )
     if not isinstance(split.features["image"], Image):
-        raise ValueError(
+        raise UsageError(
             f"--image_column_name {arguments.image_column_name}: the column holds {split.features['image']}, not images"
         )
     label = split.features["label"]
     if isinstance(label, ClassLabel):
         return split
     if isinstance(label, SequenceFeature | dict) or not isinstance(label, Value):
-        raise ValueError(
+        raise UsageError(
             f"--label_column_name {arguments.label_column_name}: the column holds {label}, not one label per image"
         )
     return split.class_encode_column("label")
@@ -236,7 +240,7 @@ def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
 def _choose_classes(splits: DatasetDict, classes: Sequence[str]) -> DatasetDict:
     known = splits["train" if "train" in splits else next(iter(splits))].features["label"].names
     if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(known):
-        raise ValueError(f"--classes {' '.join(classes)}: use two or more different ones of {', '.join(known)}")
+        raise UsageError(f"--classes {' '.join(classes)}: use two or more different ones of {', '.join(known)}")
     chosen = {}
     for split_name, split in splits.items():
         names = split.features["label"].names  # labels that were text are numbered anew in each split

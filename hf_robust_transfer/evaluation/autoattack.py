@@ -9,6 +9,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor
 
 from ..attacks.eval_mode import Classifier, untouched
+from ..errors import UsageError
 from ..threat_model import ThreatModel
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -59,7 +60,7 @@ def autoattack(
         ['apgd-t was not run: it needs at least 4 classes, and there are 3']
     """
     if threat_model.bounds != (0.0, 1.0):
-        raise ValueError(f"AutoAttack knows pixels in [0, 1] only, not in {list(threat_model.bounds)}")
+        raise UsageError(f"AutoAttack knows pixels in [0, 1] only, not in {list(threat_model.bounds)}")
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.inference_mode(False), untouched(classifier), torch.random.fork_rng(devices):
         images, labels = images.detach().clone(), labels.clone()

@@ -11,6 +11,7 @@ from evaluate.evaluator.base import Evaluator
 from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
 
 from ..data import PixelDataset
+from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..modeling.attack_copy import choose_precision
 from ..modeling.classifier import device_of
@@ -95,7 +96,7 @@ class RobustnessEvaluator(Evaluator):
             ValueError: a missing column, no model or no data, or labels that the model does not have.
         """
         if tokenizer is not None:
-            raise ValueError("an image classifier has no tokenizer: leave it out")
+            raise UsageError("an image classifier has no tokenizer: leave it out")
         loaded: Dataset = self.load_data(data=data, subset=subset, split=split)
         self.check_required_columns(loaded, {"input_column": input_column, "label_column": label_column})
         classifier, processor = self._classifier(model_or_pipeline, feature_extractor, device)
@@ -103,10 +104,10 @@ class RobustnessEvaluator(Evaluator):
         if label_mapping is not None:
             index_of = {label_mapping[name]: index for index, name in enumerate(classifier.labels)}
             if not set(labels) <= set(index_of):
-                raise ValueError(f"label_mapping does not lead to the labels {sorted(set(labels) - set(index_of))}")
+                raise UsageError(f"label_mapping does not lead to the labels {sorted(set(labels) - set(index_of))}")
             labels = [index_of[label] for label in labels]
         if not all(isinstance(label, int) for label in labels):
-            raise ValueError(f"label_column={label_column!r} holds other things than class indices: pass label_mapping")
+            raise UsageError(f"label_column={label_column!r} holds other things than class indices: pass label_mapping")
         images = loaded.select_columns([input_column]).rename_columns(
             {input_column: "image"} if input_column != "image" else {}
         )
@@ -157,7 +158,7 @@ class RobustnessEvaluator(Evaluator):
 
     def _classifier(self, given: Any, processor: Any, device: int | None) -> tuple[PixelClassifier, BaseImageProcessor]:
         if given is None:
-            raise ValueError("model_or_pipeline is missing: a checkpoint folder, a Hub id, a model or a pipeline")
+            raise UsageError("model_or_pipeline is missing: a checkpoint folder, a Hub id, a model or a pipeline")
         number = self._infer_device() if device is None else device
         model, own = given, None
         if isinstance(given, str):
@@ -168,6 +169,6 @@ class RobustnessEvaluator(Evaluator):
             processor = AutoImageProcessor.from_pretrained(processor)
         processor = processor if processor is not None else own
         if processor is None:
-            raise ValueError("a model comes without its image processor: pass feature_extractor, or a pipeline")
+            raise UsageError("a model comes without its image processor: pass feature_extractor, or a pipeline")
         model = model.to(torch.device("cpu" if number < 0 else f"cuda:{number}"))
         return PixelClassifier(model, processor), processor

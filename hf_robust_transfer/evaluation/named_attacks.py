@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attacks import LOSSES, early_stopping_pgd, fgsm, pgd
 from ..attacks.eval_mode import Classifier
+from ..errors import UsageError
 from ..threat_model import ThreatModel, parse_eps
 from .autoattack import MEMBERS, STANDARD, autoattack
 
@@ -145,14 +146,14 @@ def parse_attack(text: str) -> Attack:
     name, _, settings = text.partition(":")
     match = re.fullmatch(r"([a-z][a-z-]*?)(?:-(\d+))?", name)
     if match is None or match[1] not in KINDS:
-        raise ValueError(f"attack {text!r} is unknown: use {', '.join(KINDS)}, or with a number like pgd-100")
+        raise UsageError(f"attack {text!r} is unknown: use {', '.join(KINDS)}, or with a number like pgd-100")
     kind = KINDS[match[1]]
     options = dict(kind.defaults)
     given = [] if match[2] is None else [(kind.number, match[2])]
     given += [setting.partition("=")[::2] for setting in settings.split(",") if setting]
     for option, value in given:
         if option not in options:
-            raise ValueError(
+            raise UsageError(
                 f"attack {text!r}: {match[1]} has no "
                 + ("number" if option is None else f"option {option!r}")
                 + (f", only {', '.join(options)}" if options else " and no options")
@@ -173,9 +174,9 @@ def parse_attacks(names: Sequence[str], *, surrogate: bool) -> list[Attack]:
     """
     attacks = [parse_attack(name) for name in names]
     if not attacks or len(set(names)) < len(names):
-        raise ValueError(f"attacks {', '.join(names) or '(none)'}: name at least one, and none twice")
+        raise UsageError(f"attacks {', '.join(names) or '(none)'}: name at least one, and none twice")
     if not surrogate and any(attack.kind == "transfer" for attack in attacks):
-        raise ValueError("the attack transfer crafts its examples on another model: give a surrogate of the same labels")
+        raise UsageError("the attack transfer crafts its examples on another model: give a surrogate of the same labels")
     return attacks
 
 
@@ -184,12 +185,12 @@ def _read(text: str, option: str, value: str) -> Any:
         return parse_eps(value, f"attack {text!r}: step_size")
     if option == "loss":
         if value not in LOSSES:
-            raise ValueError(f"attack {text!r}: loss={value!r} is unknown: use {', '.join(LOSSES)}")
+            raise UsageError(f"attack {text!r}: loss={value!r} is unknown: use {', '.join(LOSSES)}")
         return value
     if option == "random_start":
         if value not in ("true", "false"):
-            raise ValueError(f"attack {text!r}: random_start={value!r} must be true or false")
+            raise UsageError(f"attack {text!r}: random_start={value!r} must be true or false")
         return value == "true"
     if not value.isdecimal() or int(value) < 1:
-        raise ValueError(f"attack {text!r}: {option}={value!r} must be a whole number of at least 1")
+        raise UsageError(f"attack {text!r}: {option}={value!r} must be a whole number of at least 1")
     return int(value)

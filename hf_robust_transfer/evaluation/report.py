@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from ..errors import UsageError
 from .self_checks import SelfCheck
 
 SCHEMA_VERSION = 1
@@ -141,7 +142,7 @@ class RobustnessReport:
         try:
             read = json.loads(file.read_text())
             if read["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"{file} has schema version {read['schema_version']}, this package reads {SCHEMA_VERSION}")
+                raise UsageError(f"{file} has schema version {read['schema_version']}, this package reads {SCHEMA_VERSION}")
             return cls(
                 **{
                     **read,
@@ -164,9 +165,9 @@ class RobustnessReport:
                 }
             )
         except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error}") from None
+            raise UsageError(f"{file} cannot be read: {error}") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is no robustness report: {error}") from None
+            raise UsageError(f"{file} is no robustness report: {error}") from None
 
     def summary(self) -> str:
         """The accuracies and the self-checks in a few lines, for a terminal."""

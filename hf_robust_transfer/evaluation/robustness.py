@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch import nn
 
 from ..data import as_pixels, collate
+from ..errors import UsageError
 from ..modeling.attack_copy import choose_precision
 from ..modeling.classifier import device_of, weights_sha256
 from ..threat_model import ThreatModel
@@ -102,14 +103,14 @@ def evaluate_robustness(
     """
     began = time.perf_counter()
     if not len(dataset):
-        raise ValueError("there is no sample to evaluate on")
+        raise UsageError("there is no sample to evaluate on")
     chosen = parse_attacks(attacks, surrogate=surrogate is not None)
     device = device_of(classifier)
     precision = choose_precision(precision, device)
     chunk_size = chunk_size or (50 if device.type == "cpu" else 500)
     labels = getattr(classifier, "labels", None) if labels is None else labels
     if labels is None:
-        raise ValueError(f"{type(classifier).__name__} does not know the names of its labels: pass them as labels=")
+        raise UsageError(f"{type(classifier).__name__} does not know the names of its labels: pass them as labels=")
     shape = tuple(dataset[0]["pixel_values"].shape)
 
     main = _main_tasks(chosen, threat_model, cascade)

@@ -56,7 +56,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
     A report counts only if it was measured on these very weights, as its hash of them tells.
 
     Args:
-        folder: holds a checkpoint, and what `recipes/finetune.py` and `recipes/evaluate.py` left beside it.
+        folder: holds a checkpoint, and what training and evaluation left beside it.
 
     Raises:
         ValueError: there is no checkpoint that can be loaded, or a report that cannot be read.
@@ -163,7 +163,7 @@ def evaluation_command(report: RobustnessReport, repo_id: str) -> str:
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     words += ["--cascade"] if settings["cascade"] else []
     attacks = [attack.name for attack in report.attacks]
-    return shlex.join(["accelerate", "launch", "recipes/evaluate.py", *words, "--attacks", *attacks])
+    return shlex.join(["accelerate", "launch", "-m", "hf_robust_transfer.cli.evaluate", *words, "--attacks", *attacks])
 
 
 def _summary(facts: CheckpointFacts) -> str:

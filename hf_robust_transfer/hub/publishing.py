@@ -13,6 +13,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
+from ..errors import UsageError
 from ..evaluation.report import shown
 from .card import model_card, read_facts
 from .timm_layout import stand_alone
@@ -50,7 +51,7 @@ def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = 
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no checkpoint: it has no config.json")
+        raise UsageError(f"{folder} holds no checkpoint: it has no config.json")
     stand_alone(folder)
     facts = read_facts(folder)
     chosen: dict[str, Path | bytes] = {
@@ -83,7 +84,7 @@ def _check_for_secrets(name: str, content: Path | bytes) -> None:
     text = content.decode() if isinstance(content, bytes) else content.read_text()
     for what, secret in (("your home folder", f"{Path.home()}/"), ("your Hub token", get_token() or "")):
         if len(secret) > 1 and secret in text:
-            raise ValueError(f"{name} would tell others {what}: take it out before publishing")
+            raise UsageError(f"{name} would tell others {what}: take it out before publishing")
 
 
 def publish(
@@ -141,7 +142,7 @@ def publish(
             parent_commit=now.sha,
         )
     except Exception as error:  # the Hub client raises its HTTP library's errors, too
-        later = shlex.join(["python", "recipes/publish.py", "--folder", str(folder), "--repo_id", repo_id])
+        later = shlex.join(["hf-robust-transfer", "publish", "--folder", str(folder), "--repo_id", repo_id])
         raise PublishingError(
             f"publishing to {repo_id} failed: {_reason(error)} No part of it is on the Hub without the rest, and"
             f" {folder} is as it was. Publish it later, without training again: {later}"

@@ -9,6 +9,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..errors import UsageError
 from .classifier import device_of, full_precision, undo_mixed_precision
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,7 +29,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     """
     if precision != "auto":
         if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
+            raise UsageError(f"precision={precision!r} is unknown: use auto, {', '.join(PRECISIONS)}")
         return precision
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)

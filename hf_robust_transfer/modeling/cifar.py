@@ -14,6 +14,8 @@ from timm.models.resnet import BasicBlock, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
+from ..errors import UsageError
+
 _CIFAR_CFG = {
     "input_size": (3, 32, 32),
     "mean": (0.0, 0.0, 0.0),
@@ -52,10 +54,10 @@ def mlp_head(features: int, classes: int, *, layers: int = 1, norm: bool = False
         ['Linear', 'ReLU', 'Dropout', 'Linear']
     """
     if layers < 1 or not 0 <= dropout < 1:
-        raise ValueError(f"a head needs at least one layer and a dropout in [0, 1), not layers={layers}, dropout={dropout}")
+        raise UsageError(f"a head needs at least one layer and a dropout in [0, 1), not layers={layers}, dropout={dropout}")
     if layers == 1:
         if norm or dropout:
-            raise ValueError("a head's norm and dropout belong to its hidden layers: give it layers=2 or more")
+            raise UsageError("a head's norm and dropout belong to its hidden layers: give it layers=2 or more")
         return nn.Linear(features, classes) if classes else nn.Identity()
     hidden: list[nn.Module] = []
     for _ in range(layers - 1):
@@ -129,9 +131,9 @@ class WideResNet(ResNetV2):
         if form == 4 or (form == 2 and depth > 2):
             blocks = (depth - form) // 6
         else:
-            raise ValueError(f"depth={depth} must be 6n + 4 (16, 28, 34, …) or 6n + 2 (14, 32, …)")
+            raise UsageError(f"depth={depth} must be 6n + 4 (16, 28, 34, …) or 6n + 2 (14, 32, …)")
         if blocks < 1 or width < 1:
-            raise ValueError(f"depth={depth}, width={width}: at least one block per stage and a width of 1 are needed")
+            raise UsageError(f"depth={depth}, width={width}: at least one block per stage and a width of 1 are needed")
         padded = form == 2
         super().__init__(
             layers=[blocks] * 3,

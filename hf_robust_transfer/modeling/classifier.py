@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..errors import UsageError
+
 
 class ClassifierOutput(NamedTuple):
     """What a forward pass gives: logits (B, classes) and penultimate features (B, D)."""
@@ -41,7 +43,7 @@ def classifier_layer(model: nn.Module) -> tuple[str, nn.Module]:
         names = [name for name, module in model.named_modules() if module is layer]
         if names and sum(parameter.numel() for parameter in layer.parameters()):
             return names[0], layer
-        raise ValueError("the timm model has no single classifier layer: give it one with num_labels > 0")
+        raise UsageError("the timm model has no single classifier layer: give it one with num_labels > 0")
     wrapped_base = model.base_model if isinstance(model, PreTrainedModel) else None
     base = set(wrapped_base.modules()) if wrapped_base is not None and wrapped_base is not model else set()
     labels = getattr(model, "num_labels", None)
@@ -51,7 +53,7 @@ def classifier_layer(model: nn.Module) -> tuple[str, nn.Module]:
         if isinstance(module, nn.Linear) and module.out_features == labels and module not in base
     ]
     if len(found) != 1:
-        raise ValueError(
+        raise UsageError(
             f"{type(model).__name__} has {len(found)} linear layers with {labels} outputs outside its backbone; a model"
             " with exactly one classifier layer is needed"
         )
@@ -77,12 +79,12 @@ def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ..
         return tuple(data_config["mean"]), tuple(data_config["std"])
     for flag in ("rescale_offset", "include_top", "do_flip_channel_order"):
         if getattr(processor, flag, False):
-            raise ValueError(
+            raise UsageError(
                 f"{type(processor).__name__} with {flag}=True is not supported: its pixels are not (x-mean)/std"
             )
     factor = getattr(processor, "rescale_factor", 1 / 255)
     if not getattr(processor, "do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
-        raise ValueError(f"{type(processor).__name__} must rescale pixels by 1/255, but has rescale_factor={factor}")
+        raise UsageError(f"{type(processor).__name__} must rescale pixels by 1/255, but has rescale_factor={factor}")
     if not getattr(processor, "do_normalize", False):
         return (0.0,), (1.0,)
     return tuple(processor.image_mean), tuple(processor.image_std)

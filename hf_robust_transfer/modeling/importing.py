@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..errors import UsageError
 from .classifier import classifier_layer
 from .loading import create_model, replace_head
 
@@ -128,13 +129,13 @@ def import_checkpoint(
     head = weights.get(classifier_layer(model)[0].removeprefix("timm_model.") + ".weight")
     if head is not None and head.ndim and len(head) != len(labels):
         if id2label is not None:
-            raise ValueError(f"{checkpoint.file} has weights for {len(head)} classes, but there are {len(labels)} labels")
+            raise UsageError(f"{checkpoint.file} has weights for {len(head)} classes, but there are {len(labels)} labels")
         replace_head(model, {index: f"LABEL_{index}" for index in range(len(head))})
         expected = model.timm_model.state_dict()
     misfits = _misfits(weights, expected)
     if misfits:
         arguments = f" with {model_args}" if model_args else ""
-        raise ValueError(f"{checkpoint.file}: the weights do not fit {architecture}{arguments}: {misfits}")
+        raise UsageError(f"{checkpoint.file}: the weights do not fit {architecture}{arguments}: {misfits}")
     fitting = {key: value.to(expected[key].dtype) for key, value in weights.items() if key in expected}
     model.timm_model.load_state_dict(fitting, strict=False)  # batch-norm counters may be missing
     return model, processor
@@ -145,13 +146,13 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         with file.open("rb") as opened:
             beginning = opened.read(1024)
     except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise what they like: KeyError, struct.error, SafetensorError, …
-        raise ValueError(f"{file} {_why_not(beginning, error)}") from error
+        raise UsageError(f"{file} {_why_not(beginning, error)}") from error
     for key in _WRAPPINGS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -159,7 +160,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
     )
     if not tensors or not all(isinstance(key, str) for key in tensors):
-        raise ValueError(f"{file} holds no state dict: expected names with tensors, or those under {_WRAPPINGS[0]!r}")
+        raise UsageError(f"{file} holds no state dict: expected names with tensors, or those under {_WRAPPINGS[0]!r}")
     return tensors
 
 
@@ -186,7 +187,7 @@ def _why_not(beginning: bytes, error: Exception) -> str:
 def _add(weights: dict[str, Tensor], name: str, value: Tensor, file: Path) -> None:
     """Add a tensor; it may be there already, but not with other values."""
     if name in weights and not torch.equal(weights[name], value):
-        raise ValueError(f"{file} holds two different tensors for {name}: save the one network's state_dict() alone")
+        raise UsageError(f"{file} holds two different tensors for {name}: save the one network's state_dict() alone")
     weights[name] = value
 
 
@@ -202,9 +203,9 @@ def _statistics(weights: dict[str, Tensor], names: tuple[str, ...], file: Path) 
 
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
     if len(mean) != channels or len(std) != channels:
-        raise ValueError(f"mean {mean} and std {std} must have a number for each of the {channels} colour channels")
+        raise UsageError(f"mean {mean} and std {std} must have a number for each of the {channels} colour channels")
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
-        raise ValueError(f"mean {mean} and std {std} must be those of pixels in [0, 1]: divide those of 0 … 255 by 255")
+        raise UsageError(f"mean {mean} and std {std} must be those of pixels in [0, 1]: divide those of 0 … 255 by 255")
 
 
 def _renamed(key: str, expected: Container[str]) -> str:

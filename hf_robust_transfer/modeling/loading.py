@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
+from ..errors import UsageError
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
 from .classifier import classifier_layer, linear_layers
 
@@ -59,12 +60,12 @@ def load_model(
     """
     if not Path(name_or_path).is_dir() and timm.is_model(name_or_path):
         if id2label is None:
-            raise ValueError(f"model {name_or_path!r} is untrained and has no labels of its own: give it id2label")
+            raise UsageError(f"model {name_or_path!r} is untrained and has no labels of its own: give it id2label")
         if head_args:
             model_args = {**(model_args or {}), "head_args": head_args}
         return create_model(name_or_path, id2label=id2label, model_args=model_args, image_size=image_size)
     if model_args or image_size:
-        raise ValueError(
+        raise UsageError(
             f"model_args and image_size build an untrained timm architecture, but {name_or_path!r} is none: leave them out"
             " to load it as a checkpoint folder or a Hub id"
         )
@@ -72,7 +73,7 @@ def load_model(
         model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **from_pretrained)
         processor = AutoImageProcessor.from_pretrained(name_or_path, **from_pretrained)
     except (OSError, ValueError, ImportError) as error:
-        raise ValueError(
+        raise UsageError(
             f"model {name_or_path!r} cannot be loaded: it is neither a folder with an image classifier, nor a timm"
             f" architecture, nor a reachable Hub id ({str(error).strip().partition(chr(10))[0]})"
         ) from error
@@ -113,12 +114,12 @@ def create_model(
     """
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture}*")[:5]
-        raise ValueError(f"timm has no architecture {architecture!r}" + (f"; near it: {', '.join(close)}" if close else ""))
+        raise UsageError(f"timm has no architecture {architecture!r}" + (f"; near it: {', '.join(close)}" if close else ""))
     model_args = dict(model_args or {})
     try:
         initialised = timm.create_model(architecture, num_classes=len(id2label), **model_args)
     except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
-        raise ValueError(f"{architecture} refuses model_args={model_args}: {error}") from error
+        raise UsageError(f"{architecture} refuses model_args={model_args}: {error}") from error
     defaults = resolve_data_config(model=initialised)
     pretrained_cfg = {key: defaults[key] for key in _PRETRAINED_CFG_KEYS}
     if image_size is not None:
@@ -167,7 +168,7 @@ def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: di
     timm_model: Any = getattr(model, "timm_model", None)
     takes_args = timm_model is not None and "head_args" in signature(timm_model.reset_classifier).parameters
     if head_args and not takes_args:
-        raise ValueError(
+        raise UsageError(
             f"head_args {head_args} need cifar_resnet18 or cifar_wrn: with a head of several layers, a checkpoint of"
             " another architecture would no longer load with from_pretrained alone"
         )
@@ -175,7 +176,7 @@ def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: di
         try:
             timm_model.reset_classifier(len(id2label), **({"head_args": head_args} if head_args else {}))
         except TypeError as error:
-            raise ValueError(f"head_args {head_args} are refused: {error}") from None
+            raise UsageError(f"head_args {head_args} are refused: {error}") from None
         model.config.label_names = list(id2label.values())
         if takes_args:
             others = {key: value for key, value in (model.config.model_args or {}).items() if key != "head_args"}

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from ..errors import UsageError
 from ..randomness import fold_in
 from .step import ObjectiveOutput, TrainingStep
 
@@ -60,7 +61,7 @@ class ReplaySampler(Sampler[int]):
 
     def __init__(self, size: int, *, group: int, replays: int, seed: int) -> None:
         if size < group:
-            raise ValueError(
+            raise UsageError(
                 f"Free adversarial training replays whole batches of {group} samples, but the training set has {size}:"
                 " lower per_device_train_batch_size"
             )

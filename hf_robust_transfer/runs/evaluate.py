@@ -3,12 +3,13 @@
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
+from ..errors import UsageError
 from ..evaluation.named_attacks import parse_attacks
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
 from ..evaluation.report import JSON_NAME, MARKDOWN_NAME, RobustnessReport, shown
@@ -21,6 +22,8 @@ from ..threat_model import ThreatModel, parse_eps
 @dataclass
 class EvaluationArguments:
     """What to attack with, and where to write what comes of it."""
+
+    group: ClassVar[str] = "parameters that control the evaluation"
 
     norm: str | None = field(
         default=None, metadata={"help": "Norm of the threat model: linf or l2; by default the training's, else linf."}
@@ -84,11 +87,11 @@ class EvaluationArguments:
         try:
             choose_precision(self.precision, torch.device("cpu"))
         except ValueError as error:
-            raise ValueError(f"--{error}") from None
+            raise UsageError(f"--{error}") from None
         least = {"chunk_size": 1, "self_check_samples": 0, "curve_samples": 0}
         for name, smallest in least.items():
             if getattr(self, name) is not None and getattr(self, name) < smallest:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least {smallest}")
+                raise UsageError(f"--{name} {getattr(self, name)} must be at least {smallest}")
 
 
 def evaluate_checkpoint(
@@ -120,7 +123,7 @@ def evaluate_checkpoint(
     output_dir = _output_dir(args, name)
     progress_dir = output_dir / "evaluation_progress"
     if (output_dir / JSON_NAME).exists() and not overwrite:
-        raise ValueError(
+        raise UsageError(
             f"{output_dir} holds a finished evaluation: choose another --output_dir, or replace it with"
             " --overwrite_output_dir"
         )
@@ -134,7 +137,7 @@ def evaluate_checkpoint(
             parse_eps(args.eps or trained_for.get("eps", "8/255")),
         )
     except ValueError as error:
-        raise ValueError(f"--{error}") from None
+        raise UsageError(f"--{error}") from None
     classifier = PixelClassifier(model.to(state.device), processor)
     trained_seed = trained_for.get("seed", 0)
     seed = trained_seed if args.seed is None else args.seed
@@ -154,7 +157,7 @@ def evaluate_checkpoint(
     if args.surrogate is not None:
         surrogate = PixelClassifier(*load_model(args.surrogate, **hub_options)).to(state.device)
         if surrogate.labels != classifier.labels:
-            raise ValueError(f"--surrogate {args.surrogate} has other labels than the model")
+            raise UsageError(f"--surrogate {args.surrogate} has other labels than the model")
     report = evaluate_robustness(
         classifier,
         dataset,
@@ -201,7 +204,7 @@ def _data(given: DataArguments, trained_for: dict[str, Any]) -> DataArguments:
     if given.dataset_name or given.train_dir or given.validation_dir or given.test_dir:
         return given
     if "data" not in trained_for:
-        raise ValueError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
+        raise UsageError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
     return replace(given, **{**trained_for["data"], **given.source})
 
 

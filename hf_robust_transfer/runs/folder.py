@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
+from ..errors import UsageError
 from ..training import RobustTrainingArguments
 
 _FINISHED = "all_results.json"  # written last
@@ -44,18 +45,18 @@ def claim_output_dir(
     if overwrite:
         for used in (*uses, explicit):
             if used is not None and _would_be_deleted(Path(used), output_dir):
-                raise ValueError(
+                raise UsageError(
                     f"--overwrite_output_dir would delete {used}, which this run needs: choose another --output_dir"
                 )
         return explicit
     if (output_dir / _FINISHED).exists():
-        raise ValueError(
+        raise UsageError(
             f"--output_dir {output_dir} holds a finished run: choose another folder, or start anew with"
             " --overwrite_output_dir"
         )
     if explicit is not None:
         if not _is_complete(Path(explicit)):
-            raise ValueError(f"--resume_from_checkpoint {explicit} is not a complete checkpoint folder")
+            raise UsageError(f"--resume_from_checkpoint {explicit} is not a complete checkpoint folder")
         return explicit
     if asked.lower() == "false":
         return None
@@ -113,7 +114,7 @@ def check_same_run(args: RobustTrainingArguments, options: dict[str, Any]) -> No
             noted = json.loads(file.read_text())
             for name in sorted(noted.keys() & options.keys()):
                 if noted[name] != options[name]:
-                    raise ValueError(
+                    raise UsageError(
                         f"--output_dir {file.parent} has checkpoints of a run with --{name} {noted[name]}, not"
                         f" {options[name]}:"
                         " choose another folder, or start anew with --overwrite_output_dir"

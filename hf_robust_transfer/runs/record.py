@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -34,15 +33,19 @@ _DROPPED = (
 )
 
 
-def command_line(argv: Sequence[str]) -> str:
-    """The command that starts a recipe with these arguments, without secrets and places of this machine.
+def command_line(command: Sequence[str]) -> str:
+    """What starts a command with these arguments, wherever the package is installed; no secrets, no places of this machine.
+
+    Args:
+        command: its name and its arguments.
 
     Example:
-        >>> command_line(["recipes/finetune.py", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
-        'accelerate launch recipes/finetune.py --dataset_name pets'
+        >>> command_line(["finetune", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
+        'accelerate launch -m hf_robust_transfer.cli.finetune --dataset_name pets'
     """
     kept: list[str] = []
-    arguments = iter(argv[1:])
+    name, *given = command
+    arguments = iter(given)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if flag in _DROPPED:
@@ -52,7 +55,7 @@ def command_line(argv: Sequence[str]) -> str:
             kept.append(f"{flag}={shown(value)}")
         else:
             kept.append(shown(argument))
-    return f"accelerate launch recipes/{Path(argv[0]).name} {shlex.join(kept)}".rstrip()
+    return f"accelerate launch -m hf_robust_transfer.cli.{name} {shlex.join(kept)}".rstrip()
 
 
 def write_training_record(
@@ -62,6 +65,7 @@ def write_training_record(
     base_model: str | None,
     data: DataArguments | None,
     seconds: float,
+    command: Sequence[str] | None,
 ) -> None:
     """Write ``training.json`` into the run's output folder: how the model there came to be.
 
@@ -71,10 +75,11 @@ def write_training_record(
         base_model: what it started from, if it was trained already.
         data: where the splits came from.
         seconds: how long training took.
+        command: that was used, name and arguments; None where the run was started from Python.
     """
     own = [name for name in RobustTrainingArguments.__annotations__ if name not in (*_OPTIONS, *_OF_NO_EFFECT)]
     record: dict[str, Any] = {
-        "command": command_line(sys.argv),
+        "command": None if command is None else command_line(command),
         "base_model": None if base_model is None else shown(base_model),
         "data": {} if data is None else {name: _shown(value) for name, value in asdict(data).items() if value is not None},
         "images": {"train": len(splits.train), "validation": len(splits.validation)},

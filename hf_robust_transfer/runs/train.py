@@ -1,5 +1,6 @@
 """One training run, from data to results."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel, set_seed
 
 from ..data import DataArguments, ImageSplits, PixelDataset
+from ..errors import UsageError
 from ..modeling import PixelClassifier
 from ..training import RobustTrainer, RobustTrainingArguments
 from ..transfer import describe
@@ -26,6 +28,7 @@ def train_and_evaluate(
     data: DataArguments | None = None,
     base_model: str | None = None,
     options: dict[str, Any] | None = None,
+    command: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Train a model, save it with its image processor, and evaluate it on validation and test images.
 
@@ -40,6 +43,7 @@ def train_and_evaluate(
         data: where the splits came from; noted in the model's configuration, for later evaluations.
         base_model: the trained model that this one starts from, for the model card.
         options: what defines the run besides ``args`` and ``data``, so that another does not go on from its checkpoints.
+        command: that was used, name and arguments, for the model card.
 
     Returns:
         All metrics; ``all_results.json`` in the output folder holds the same and marks the run as finished.
@@ -48,7 +52,7 @@ def train_and_evaluate(
         ValueError: the model's labels are not the data's, an image cannot be read, or whatever `RobustTrainer` raises.
     """
     if model.num_labels != len(splits.labels):
-        raise ValueError(
+        raise UsageError(
             f"the model's head has {model.num_labels} labels, the data set {len(splits.labels)}"
             f" ({', '.join(splits.labels)}): replace the head with load_model(…, id2label=…)"
         )
@@ -79,7 +83,7 @@ def train_and_evaluate(
     trainer.save_state()
     if trainer.is_world_process_zero():
         seconds = trained.metrics["train_runtime"]
-        write_training_record(args, splits, base_model=base_model, data=data, seconds=seconds)
+        write_training_record(args, splits, base_model=base_model, data=data, seconds=seconds, command=command)
     metrics = {"train": trained.metrics, "eval": trainer.evaluate()}
     if "test" in datasets:
         test: Dataset[Any] = datasets["test"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -22,7 +22,7 @@ def _choose(names: Any) -> str:
     return f"{', '.join(list(names)[:-1])} or {list(names)[-1]}"
 
 
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "fp16_full_eval": "robustness is judged in float32; use --fp16",
     "bf16_full_eval": "robustness is judged in float32; use --bf16",
     "label_smoothing_factor": "objectives define their own loss",
@@ -46,6 +46,8 @@ class RobustTrainingArguments(TrainingArguments):
         >>> args.threat_model.norm, args.objective_options
         ('linf', {'beta': 6.0})
     """
+
+    group: ClassVar[str] = "parameters that control training"
 
     learning_rate: float = field(default=1e-2, metadata={"help": "The initial learning rate."})
     optim: str = field(default="sgd", metadata={"help": "The optimizer, any of TrainingArguments'."})
@@ -169,7 +171,7 @@ class RobustTrainingArguments(TrainingArguments):
             raise UsageError(
                 "--warm_start_steps trains the head first, but --freeze backbone trains nothing else: drop one"
             )
-        for name, reason in _UNSUPPORTED.items():
+        for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UsageError(f"--{name} is not supported: {reason}")
         if not self.eval_do_concat_batches:

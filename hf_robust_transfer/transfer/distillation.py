@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UsageError
+
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """‖z − z₀‖₁ of each sample, shape (B,): the distance of the paper's released code."""
@@ -47,9 +49,9 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: str = "l2") -> 
         5.0
     """
     if distance not in DISTANCES:
-        raise ValueError(f"lwf_distance={distance!r} is unknown: use one of {', '.join(DISTANCES)}")
+        raise UsageError(f"lwf_distance={distance!r} is unknown: use one of {', '.join(DISTANCES)}")
     if student.shape != teacher.shape:
-        raise ValueError(
+        raise UsageError(
             f"the teacher's features have size {teacher.shape[1]} but the student's {student.shape[1]}: LwF needs a teacher"
             " of the student's own architecture"
         )

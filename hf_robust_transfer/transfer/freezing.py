@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
+from ..errors import UsageError
 from ..modeling.classifier import classifier_layer
 
 
@@ -56,7 +57,7 @@ def _blocks_by_longest_sequence(model: nn.Module, names: list[str]) -> list[Bloc
     }
     longest = max(sequences, key=lambda name: sequences[name], default=None)
     if longest is None or sequences[longest] < 2:
-        raise ValueError(
+        raise UsageError(
             f"{type(model).__name__} has neither timm's group_matcher nor a sequence of modules, so it cannot be frozen"
             " block by block: use freeze='backbone' or 'none'"
         )
@@ -101,7 +102,7 @@ def parse_freeze(value: str | int) -> str | int:
     except (TypeError, ValueError):
         count = -1
     if count < 0:
-        raise ValueError(f"freeze={value!r} must be 'none', 'backbone' or the number of first blocks to freeze")
+        raise UsageError(f"freeze={value!r} must be 'none', 'backbone' or the number of first blocks to freeze")
     return count
 
 
@@ -130,7 +131,7 @@ def freeze(model: PreTrainedModel, what: str | int) -> None:
     elif what not in ("none", 0):
         found = blocks(model)
         if int(what) > len(found):
-            raise ValueError(f"freeze={what}, but this backbone has {len(found)} blocks: use at most that, or 'backbone'")
+            raise UsageError(f"freeze={what}, but this backbone has {len(found)} blocks: use at most that, or 'backbone'")
         frozen = {name for block in found[: int(what)] for name in block.parameters}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)

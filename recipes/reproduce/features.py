@@ -7,6 +7,7 @@ Writes ``features.json`` (figures) and ``features.npz`` (arrays to draw).
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from torch import Tensor
 from hf_robust_transfer import PixelClassifier, PixelDataset, ThreatModel, load_model, pgd
 from hf_robust_transfer.atomic import replacing
 from hf_robust_transfer.attacks.eval_mode import untouched
-from hf_robust_transfer.cli.options import CheckpointArguments, parse_arguments, run_recipe
+from hf_robust_transfer.cli.main import one_line_errors
+from hf_robust_transfer.cli.options import CheckpointArguments
+from hf_robust_transfer.cli.parsing import parse_arguments
 from hf_robust_transfer.data import DataArguments, as_pixels, collate, load_evaluation_split
+from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.evaluation.activations import activation_shift
 from hf_robust_transfer.modeling.classifier import full_precision
 
@@ -45,14 +49,16 @@ class FeaturesArguments:
 def main() -> None:
     """Parse, attack with PGD-20, look, write."""
     checkpoint, data_args, args = parse_arguments(
+        "recipes/reproduce/features.py",
         [CheckpointArguments, DataArguments, FeaturesArguments],
         "Look inside a checkpoint under PGD-20: how far each block's activations move, input gradients, and a 2-D embedding"
         " of clean and adversarial features. --max_test_samples says how many images to look at.",
+        sys.argv[1:],
     )
     threat_model = ThreatModel(args.norm, args.eps)
     device = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available()).device
     if checkpoint.model_name_or_path is None:
-        raise ValueError("--model_name_or_path is missing: a checkpoint folder or a Hub id")
+        raise UsageError("--model_name_or_path is missing: a checkpoint folder or a Hub id")
     hub_options = {"revision": checkpoint.model_revision, **checkpoint.hub_options}
     model, processor = load_model(checkpoint.model_name_or_path, **hub_options)
     classifier = PixelClassifier(model, processor).to(device).eval()
@@ -121,4 +127,5 @@ def interval(values: Tensor) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    with one_line_errors():
+        main()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
+from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.modeling.attack_copy import choose_precision
 
 EXPERIMENTS = ("freezing", "features", "heads", "few_images", "lwf", "same_task")
@@ -97,7 +98,7 @@ def _training(options: dict[str, Any], inputs: Inputs, folder: Path) -> tuple[li
     """The command that trains, if any, and what to tell the evaluation of the model."""
     where, recipe = options.get("data", "target"), options.get("recipe", "finetune.py")
     if not inputs.data[where]:
-        raise ValueError(f"--{where}_data is missing: a Hub name or a folder of images")
+        raise UsageError(f"--{where}_data is missing: a Hub name or a folder of images")
     model = {"model_name_or_path": inputs.sources[options["source"]]} if "source" in options else {}
     given: dict[str, Any] = {**model, "dataset_name": inputs.data[where]}
     if recipe is None:

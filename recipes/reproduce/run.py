@@ -20,7 +20,9 @@ from shlex import join, split
 
 from tqdm.auto import tqdm
 
-from hf_robust_transfer.cli.options import parse_arguments, run_recipe
+from hf_robust_transfer.cli.main import one_line_errors
+from hf_robust_transfer.cli.parsing import parse_arguments
+from hf_robust_transfer.errors import UsageError
 from plan import EXPERIMENTS, SCALES, SOURCES, Command, Inputs, plan
 from results import NOTES, read_notes, write_results
 
@@ -65,19 +67,21 @@ class ReproductionArguments:
     def __post_init__(self) -> None:
         unknown = [name for name in self.experiments if name not in EXPERIMENTS]
         if unknown:
-            raise ValueError(f"--experiments {' '.join(unknown)}: unknown, use {', '.join(EXPERIMENTS)}")
+            raise UsageError(f"--experiments {' '.join(unknown)}: unknown, use {', '.join(EXPERIMENTS)}")
         if self.scale not in SCALES:
-            raise ValueError(f"--scale {self.scale} is unknown: use {', '.join(SCALES)}")
+            raise UsageError(f"--scale {self.scale} is unknown: use {', '.join(SCALES)}")
         if self.jobs < 1:
-            raise ValueError(f"--jobs {self.jobs} must be at least 1")
+            raise UsageError(f"--jobs {self.jobs} must be at least 1")
 
 
 def main() -> None:
     """Parse, run what is not finished yet, write results and figures."""
     (args,) = parse_arguments(
+        "recipes/reproduce/run.py",
         [ReproductionArguments],
         "Repeat the experiments of the robust-transfer paper. Each leaves results.json, results.md and figure.png in"
         " OUTPUT_DIR/SCALE/EXPERIMENT.",
+        sys.argv[1:],
     )
     root = Path(args.output_dir, args.scale)
     given = {"robust": args.robust_source, "natural": args.natural_source}
@@ -116,7 +120,7 @@ def carry_out(title: str, todo: Mapping[Path, Sequence[Command]], launcher: Sequ
     for command in (command for commands in todo.values() for command in commands):
         noted = read_notes(command.done.parent).get(command.done.name)
         if noted is not None and noted["argv"] != list(command.argv):
-            raise ValueError(
+            raise UsageError(
                 f"{command.done.parent} holds a run with other options: delete it, or choose another --output_dir"
             )
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
@@ -148,7 +152,7 @@ def _start(command: Command, launcher: Sequence[str], environment: dict[str, str
         failed = subprocess.run(argv, stdout=output, stderr=subprocess.STDOUT, env=environment).returncode
     if failed:
         last = log.read_text(errors="replace").strip().splitlines()[-1]
-        raise ValueError(f"{command.argv[0]} ended with status {failed} ({last}): see {log}")
+        raise UsageError(f"{command.argv[0]} ended with status {failed} ({last}): see {log}")
     note[command.done.name]["seconds"] = time.perf_counter() - began
     (folder / NOTES).write_text(json.dumps({**read_notes(folder), **note}))
 
@@ -158,4 +162,5 @@ def _started(command: Command, launcher: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_recipe(main)
+    with one_line_errors():
+        main()

@@ -125,7 +125,7 @@ def test_the_card_gives_back_what_was_measured(published):
         "LwF, λ_d = 0.5",
         "linf ε = 8/255",
         "--attacks fgsm pgd-5",
-        "recipes/finetune.py --transfer lwf",
+        "-m hf_robust_transfer.cli.finetune --transfer lwf",
         'timm.create_model("hf-hub:me/mine", pretrained=True)',
         "take the robust accuracies as upper bounds",
     ):
@@ -170,7 +170,7 @@ def test_the_command_of_training_is_shown_without_secrets_and_places(tmp_path):
     argv = [str(tmp_path / "recipes" / "finetune.py"), "--dataset_name", str(tmp_path / "pets"), "--hub_token", "hf_x"]
     argv += ["--eps=8/255", f"--output_dir={tmp_path}/out put", "--token=hf_y", "--model_name_or_path", "you/source"]
     assert command_line(argv) == (
-        "accelerate launch recipes/finetune.py --dataset_name pets --eps=8/255 '--output_dir=out put'"
+        "accelerate launch -m hf_robust_transfer.cli.finetune --dataset_name pets --eps=8/255 '--output_dir=out put'"
         " --model_name_or_path you/source"
     )
 

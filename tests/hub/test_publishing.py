@@ -69,7 +69,7 @@ def test_another_branch_is_made_and_main_stays(hub, published):
     assert hub.commits("user/mine")[0]["title"] == "Publish model and model card"
 
 
-LATER = "Publish it later, without training again: python recipes/publish.py --folder"
+LATER = "Publish it later, without training again: hf-robust-transfer publish --folder"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The recipes as a user runs them: in processes of their own, on small real data, and with every kind of bad input."""
 
-import importlib
 import json
 import os
 import re
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, load_image_splits, load_model
+from hf_robust_transfer.cli.finetune import FinetuningArguments
 from hf_robust_transfer.data import DataArguments, as_pixels
 from hf_robust_transfer.transfer import head_learning_rate
 
@@ -120,12 +120,10 @@ def test_a_source_is_transferred_to_new_labels(source, folder, tmp_path, transfe
         ({"transfer": "fine_tuned", "learning_rate": 0.5}, 0.5),
     ],
 )
-def test_every_transfer_has_a_learning_rate_of_its_own(monkeypatch, options, rate):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(REPOSITORY / "recipes")])
-    arguments = importlib.import_module("finetune").FinetuningArguments
-    assert arguments("outputs/unused", report_to="none", **options).learning_rate == rate
+def test_every_transfer_has_a_learning_rate_of_its_own(options, rate):
+    assert FinetuningArguments("outputs/unused", report_to="none", **options).learning_rate == rate
     with pytest.raises(ValueError, match="--learning_rate is missing"):
-        arguments("outputs/unused", optim="adamw_torch", **{**options, "learning_rate": None})
+        FinetuningArguments("outputs/unused", optim="adamw_torch", **{**options, "learning_rate": None})
 
 
 def test_options_come_from_a_file_and_a_finished_run_is_not_overwritten(source, folder, tmp_path):
@@ -210,6 +208,11 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(folder, tmp_path, case,
         ("eps: [", "cannot be read"),
         ("just words", "must map options to values"),
         ("freeze: maybe", "--freeze='maybe' must be"),
+        ("freeze: 1\nseed: 2\nfreeze: 2", "freeze is given twice"),
+        ("out-put_dir: x", "out_put_dir is no option: do you mean --output_dir?"),
+        ("seed: [1, 2]", "seed takes one value, not [1, 2]"),
+        ("seed: 1.5", "seed 1.5 is refused"),
+        ("use_cpu: perhaps", "use_cpu perhaps is refused"),
     ],
 )
 def test_a_bad_file_of_options_is_one_line(tmp_path, error_of, text, message):
@@ -217,9 +220,24 @@ def test_a_bad_file_of_options_is_one_line(tmp_path, error_of, text, message):
     assert message in error_of("pretrain.py", tmp_path / "run.yaml")
 
 
+def test_the_quickstart_touches_no_other_folder(tmp_path, error_of):
+    mine = tmp_path / "mine"
+    (mine / "checkpoint-3").mkdir(parents=True)
+    (mine / "model.safetensors").write_bytes(b"the user's")
+    assert "--model_name_or_path is missing" in error_of("finetune.py", "--output_dir", mine, "--overwrite_output_dir")
+    assert (mine / "checkpoint-3").is_dir() and (mine / "model.safetensors").read_bytes() == b"the user's"
+
+
+def test_flags_are_not_abbreviated(tmp_path, error_of):
+    secret = "hf_" + "a" * 34
+    error = error_of("finetune.py", "--model_name_or_path", "x", "--hub_tok", secret, "--output_dir", tmp_path / "run")
+    assert "--hub_tok is no option" in error and "do you mean --hub_token?" in error and secret not in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_architecture_without_weights_is_no_source(folder, tmp_path, error_of):
     error = error_of("finetune.py", "--model_name_or_path", "resnet18", "--dataset_name", folder, "--output_dir", tmp_path)
-    assert "resnet18 is an architecture without weights" in error and "recipes/pretrain.py" in error
+    assert "resnet18 is an architecture without weights" in error and "hf-robust-transfer pretrain" in error
 
 
 def test_checkpoints_of_another_run_are_not_continued(source, folder, tmp_path, error_of):
@@ -269,14 +287,6 @@ def test_a_damaged_image_is_named_before_training(tmp_path, digits):
         r"error: image in row \d+ of the (train|validation) split \(.*dog/3\.png\) cannot be read", last
     )
     assert "Traceback" not in errors and not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("recipe", ["pretrain.py", "finetune.py", "import_checkpoint.py"])
-def test_help_explains_each_option(recipe):
-    status, output, _ = run(recipe, "--help")
-    assert status == 0
-    expected = {"import_checkpoint.py": "--architecture", "finetune.py": "--transfer"}.get(recipe, "--objective")
-    assert expected in output
 
 
 LOAD_WITHOUT_THE_PACKAGE = """

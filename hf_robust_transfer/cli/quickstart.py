@@ -1,20 +1,24 @@
-"""The embedded example of `finetune.py`: a robust and a natural source on digits 0–4, each transferred to digits 5–9."""
+"""The embedded example: a robust and a natural source on digits 0–4, each transferred to digits 5–9."""
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, disable_progress_bars
 from sklearn.datasets import load_digits
 from transformers import PrinterCallback, set_seed
 
-from hf_robust_transfer.data import DataArguments, ImageSplits, PixelDataset, choose_splits
-from hf_robust_transfer.modeling import PixelClassifier, create_model, replace_head
-from hf_robust_transfer.runs.folder import claim_output_dir, clear_output_dir
-from hf_robust_transfer.training.arguments import RobustTrainingArguments
-from hf_robust_transfer.training.trainer import RobustTrainer
+from ..data import DataArguments, ImageSplits, PixelDataset, choose_splits
+from ..modeling import PixelClassifier, create_model, replace_head
+from ..runs.folder import claim_output_dir, clear_output_dir
+from ..training.arguments import RobustTrainingArguments
+from ..training.trainer import RobustTrainer
+from .main import run_command
+from .parsing import parse_arguments
 
 ARCHITECTURE = "convnext_tiny"  # a stock one, so that the result loads without this package
 MODEL_ARGS = {"patch_size": 1, "depths": [1, 1, 2, 1], "dims": [16, 32, 64, 64], "kernel_sizes": 3, "ls_init_value": 1.0}
@@ -44,10 +48,19 @@ KEPT = ("robust_source", "lwf")
 class QuickstartArguments:
     """The few options of the embedded example."""
 
+    group: ClassVar[str] = "parameters that control the example"
+
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where to write the model and the results."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace the results of an earlier run."})
     seed: int = field(default=0, metadata={"help": "Of data splits, initial weights, training and attacks."})
     use_cpu: bool = field(default=False, metadata={"help": "Do not use a GPU even if there is one."})
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, and run the example."""
+    torch.set_num_threads(1)  # on images this tiny several threads only wait for each other
+    description = "The embedded example: a robust and a natural source on the digits 0–4, each transferred to 5–9."
+    run(*parse_arguments("hf-robust-transfer quickstart", [QuickstartArguments], description, argv))
 
 
 def digits(classes: list[str], seed: int, samples_per_class: int | None = None) -> ImageSplits:
@@ -62,7 +75,7 @@ def digits(classes: list[str], seed: int, samples_per_class: int | None = None) 
     return choose_splits(splits, DataArguments(classes=classes, samples_per_class=samples_per_class), seed=seed)
 
 
-def quickstart(args: QuickstartArguments) -> None:
+def run(args: QuickstartArguments) -> None:
     """Train both sources and transfer each in three ways, print the table, keep the robust source's LwF model.
 
     Raises:
@@ -152,3 +165,7 @@ def table(comparison: dict[str, dict[str, dict[str, float]]], samples: int) -> s
         cells = (f"{100 * row[each]['accuracy']:.1f} / {100 * row[each]['robust_accuracy']:.1f}" for each in TRANSFERS)
         lines.append(f"{source_name:<16}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command("quickstart")

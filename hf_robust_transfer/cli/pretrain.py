@@ -1,0 +1,50 @@
+"""Train a robust source: any architecture, from scratch or from a checkpoint, with any objective.
+
+    accelerate launch -m hf_robust_transfer.cli.pretrain --model_name_or_path cifar_resnet18 --dataset_name cifar10 \\
+        --image_column_name img --objective pgd --eps 8/255 --output_dir outputs/source
+"""
+
+from collections.abc import Sequence
+
+from transformers import set_seed
+
+from ..data import DataArguments, load_image_splits
+from ..errors import UsageError
+from ..runs.folder import claim_output_dir
+from ..runs.train import train_and_evaluate
+from ..training.arguments import RobustTrainingArguments
+from .main import run_command
+from .options import ModelArguments
+from .parsing import as_flags, parse_arguments
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, load, train, evaluate."""
+    model_args, data_args, args = parse_arguments(
+        "hf-robust-transfer pretrain",
+        [ModelArguments, DataArguments, RobustTrainingArguments],
+        "Train an image classifier, naturally or adversarially, to be the source of a robust transfer. Give flags, after a"
+        " YAML or JSON file of them if you like. A run that was stopped goes on where it was when it is started again.",
+        argv,
+    )
+    if model_args.model_name_or_path is None:
+        raise UsageError("--model_name_or_path is missing: a timm architecture, a checkpoint folder or a Hub id")
+    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path])
+    splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
+    set_seed(args.seed)
+    model, processor = model_args.load(splits.id2label)
+    train_and_evaluate(
+        model,
+        processor,
+        splits,
+        args,
+        resume_from=resume_from,
+        overwrite=model_args.overwrite_output_dir,
+        data=data_args,
+        options=model_args.defining_options,
+        command=["pretrain", *as_flags(argv)],
+    )
+
+
+if __name__ == "__main__":
+    run_command("pretrain")
