@@ -1,21 +1,26 @@
-"""Functions that a user names as ``module:function``, and their options, whose types their signatures tell."""
+"""Functions that a user names (``module:function``, ``file.py:function``), and their options, typed by their signature."""
 
 import difflib
-import importlib
+import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from math import isfinite
-from types import NoneType, UnionType
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
 Count = Annotated[int, "at least 1"]
 """An option that is a whole number of at least 1."""
+
+Weight = Annotated[float, "at least 0"]
+"""An option that is a number of at least 0."""
 
 Length = Annotated[float, "above 0"]
 """An option that is a positive number, or a fraction like 8/255."""
@@ -110,7 +115,7 @@ def function_named(text: str, what: str) -> Callable[..., Any]:
     """Import a function of a user's own module; modules in the working directory are found, too.
 
     Args:
-        text: ``module:function``, where the module may be dotted.
+        text: ``module:function``, where the module may be dotted, or ``file.py:function``.
         what: what the function is to be, for the error's message.
 
     Raises:
@@ -120,11 +125,13 @@ def function_named(text: str, what: str) -> Callable[..., Any]:
         >>> function_named("math:sqrt", "distance")(9.0)
         3.0
     """
-    module_name, _, name = text.partition(":")
+    module_name, _, name = text.rpartition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = _file_module(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+    except FileNotFoundError:
+        raise UsageError(f"{what} {text!r}: there is no file {module_name}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
@@ -138,6 +145,77 @@ def function_named(text: str, what: str) -> Callable[..., Any]:
         there = [each for each, value in vars(module).items() if callable(value)]
         raise UsageError(f"{what} {text!r}: {module.__name__} has no function {name!r}{similar(name, there)}")
     return function
+
+
+@cache
+def _file_module(file: str) -> ModuleType:
+    path = Path(file).resolve(strict=True)
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_a_file", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def choose_function(name: str, known: Mapping[str, Callable[..., Any]], flag: str) -> Callable[..., Any]:
+    """The function of a name: one that is known, or a user's own as for `function_named`.
+
+    Args:
+        name: what was asked for.
+        known: functions by their names.
+        flag: the option that asked, for errors.
+
+    Raises:
+        UsageError: there is no such function.
+    """
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        yours = "or a function of yours as module:function or file.py:function"
+        raise UsageError(f"{flag} {name} is unknown: use {choices(known)}, {yours}")
+    return function_named(name, flag)
+
+
+def registered(choice: Any, known: MutableMapping[str, Callable[..., Any]], flag: str) -> str:
+    """The name of a choice that is a name or a function; a user's function is known by its own name from then on.
+
+    Raises:
+        UsageError: an unknown name, or a function with the name of one of this package's.
+
+    Example:
+        >>> distances = {}
+        >>> def largest(student, teacher):
+        ...     return (student - teacher).abs().amax(1)
+        >>> registered(largest, distances, "--lwf_distance"), list(distances)
+        ('largest', ['largest'])
+    """
+    if not callable(choice):
+        choose_function(choice, known, flag)
+        return str(choice)
+    for name, function in known.items():
+        if function is choice:
+            return name
+    name = str(unwrapped(choice).__name__)
+    if getattr(known.get(name), "__module__", "").startswith(f"{__package__}."):
+        raise UsageError(f"{flag} {name} is the name of one of this package's functions: give yours another")
+    known[name] = choice
+    return name
+
+
+def unwrapped(function: Any) -> Any:
+    """The function inside a `functools.partial`, or the function itself."""
+    return getattr(function, "func", function)
+
+
+def choices(names: Collection[str]) -> str:
+    """Names as a text.
+
+    Example:
+        >>> choices(["l1", "l2", "cosine"])
+        'l1, l2 or cosine'
+    """
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def similar(name: str, there: Collection[str]) -> str:
@@ -166,6 +244,12 @@ def _length(text: str) -> float:
     return number
 
 
+def _weight(text: str) -> float:
+    if (number := _number(text)) < 0:
+        raise ValueError
+    return number
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError
@@ -181,6 +265,7 @@ def _truth(text: str) -> bool:
 _READERS: dict[Any, Callable[[str], Any]] = {
     Count: _count,
     Length: _length,
+    Weight: _weight,
     bool: _truth,
     int: int,
     float: _number,
@@ -188,6 +273,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 }
 _WANTED = {
     Count: "must be a whole number of at least 1",
+    Weight: "must be a number of at least 0",
     Length: "is not a number above 0: write it like 8/255 or 0.031",
     bool: "must be true or false",
     int: "must be a whole number",

@@ -1,14 +1,25 @@
 """Training objectives, one file each: ``objective(step, *, …) -> ObjectiveOutput``.
 
-To add one, write its file, name it in `OBJECTIVES`, and give its own options, if it has any, a field in
-`RobustTrainingArguments` and a line in its ``objective_options``.
+One of your own is a function of a `TrainingStep`; its keyword-only parameters are its options:
+
+    >>> import torch.nn.functional as F
+    >>> def margin(step, *, weight: float = 1.0):
+    ...     top, second = step.clean().logits.topk(2).values.unbind(1)
+    ...     adversarial = step.student(step.pgd_images())
+    ...     terms = {"adversarial": F.cross_entropy(adversarial, step.labels), "margin": weight * (second - top).mean()}
+    ...     return ObjectiveOutput(terms)
+
+In Python it is ``RobustTrainer(model, args, objective=margin, …)``, with other options ``partial(margin, weight=2.0)``; on
+the command line ``--objective my_file.py:margin --objective_options '{"weight": 2}'``. Checkpoints, resuming, logs by term,
+LwF, freezing and the model card work as with the objectives here. What it keeps from step to step goes into
+``step.carried``, and `trait` lists what else it may say of itself.
 """
 
 from .fast import fast
 from .free import ReplaySampler, free
 from .natural import natural
 from .pgd import pgd_adversarial_training
-from .step import Objective, ObjectiveOutput, TrainingStep
+from .step import Objective, ObjectiveOutput, TrainingStep, trait
 from .trades import trades
 
 OBJECTIVES: dict[str, Objective] = {
@@ -30,4 +41,5 @@ __all__ = [
     "natural",
     "pgd_adversarial_training",
     "trades",
+    "trait",
 ]

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..errors import UsageError
+from ..functions import Count
 from ..randomness import fold_in
 from .step import ObjectiveOutput, TrainingStep
 
 
-def free(step: TrainingStep) -> ObjectiveOutput:
+def free(step: TrainingStep, *, replays: Count = 4) -> ObjectiveOutput:
     """Cross-entropy on x + δ, whose one backward pass updates both the weights and δ (Shafahi et al., arXiv 1904.12843).
 
     δ takes a step of ε along its own gradient, is projected back into the ball, and is carried over to the next replay of
@@ -20,6 +21,10 @@ def free(step: TrainingStep) -> ObjectiveOutput:
     training per step; the paper's robust ImageNet sources were made this way.
 
     The carried δ is ``step.carried``; it is updated when the gradient arrives, in a hook on the backward pass.
+
+    Args:
+        step: the batch.
+        replays: how often each batch is shown in a row, m in the paper; the sampler sees to it.
 
     Example:
         >>> shown = list(ReplaySampler(4, group=2, replays=2, seed=0))
@@ -56,7 +61,7 @@ class ReplaySampler(Sampler[int]):
         seed: of the shuffling, together with the number of the pass.
 
     Raises:
-        ValueError: the data set is smaller than one group.
+        UsageError: the data set is smaller than one group.
     """
 
     def __init__(self, size: int, *, group: int, replays: int, seed: int) -> None:
@@ -83,3 +88,6 @@ class ReplaySampler(Sampler[int]):
             generator = torch.Generator().manual_seed(fold_in(self.seed, number // groups_per_pass))
             order = torch.randperm(self.size, generator=generator)
             yield from order[position * self.group : (position + 1) * self.group].tolist() * self.replays
+
+
+free.sampler = ReplaySampler  # type: ignore[attr-defined]

@@ -17,3 +17,6 @@ def natural(step: TrainingStep) -> ObjectiveOutput:
     """
     clean = step.clean()
     return ObjectiveOutput({"natural": F.cross_entropy(clean.logits, step.labels)}, clean)
+
+
+natural.clean_only = True  # type: ignore[attr-defined]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..attacks import pgd
+from ..functions import unwrapped
 from ..modeling.classifier import ClassifierOutput, PixelClassifier
 from ..threat_model import ThreatModel
 
@@ -79,3 +80,15 @@ class ObjectiveOutput(NamedTuple):
 
 
 Objective = Callable[..., ObjectiveOutput]
+
+
+def trait(objective: Objective, name: str) -> Any:
+    """What an objective says of itself in an attribute, or None.
+
+    Args:
+        objective: the function, or a `functools.partial` of it.
+        name: ``"clean_only"``: it sees images through ``step.clean()`` alone, so that known features can take their place.
+            ``"sampler"``: the order of its training images, called as ``sampler(size, group=, seed=, **options)``, where
+            ``group`` samples make one optimizer step; its ``set_epoch`` is called at the beginning of each epoch.
+    """
+    return getattr(unwrapped(objective), name, None)

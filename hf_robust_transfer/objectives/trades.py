@@ -2,10 +2,11 @@
 
 import torch.nn.functional as F
 
+from ..functions import Weight
 from .step import ObjectiveOutput, TrainingStep
 
 
-def trades(step: TrainingStep, *, beta: float = 6.0) -> ObjectiveOutput:
+def trades(step: TrainingStep, *, beta: Weight = 6.0) -> ObjectiveOutput:
     """CE(f(x), y) + β · KL(p(x) ‖ p(x')), x' maximising that divergence (Zhang et al., arXiv 1901.08573, eq. 5).
 
     The divergence is the mean over the batch, and its gradient flows through both sides, as in the authors' code. Unlike

@@ -1,15 +1,17 @@
 """The options of robust training, on top of `transformers.TrainingArguments`."""
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
 from ..errors import UsageError
+from ..functions import choices, choose_function, options_of, read_options, registered
 from ..objectives import OBJECTIVES
 from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.distillation import DISTANCES
@@ -18,10 +20,9 @@ from ..transfer.freezing import parse_freeze
 _parsed = cache(parse_eps)  # the same few strings at every step
 
 
-def _choose(names: Any) -> str:
-    return f"{', '.join(list(names)[:-1])} or {list(names)[-1]}"
-
-
+_YOURS = "module:function or file.py:function"
+# Options of objectives that have a flag of their own.
+_SHORTHANDS = {"trades": {"beta": "trades_beta"}, "free": {"replays": "free_replays"}}
 UNSUPPORTED = {
     "fp16_full_eval": "robustness is judged in float32; use --fp16",
     "bf16_full_eval": "robustness is judged in float32; use --bf16",
@@ -36,14 +37,14 @@ class RobustTrainingArguments(TrainingArguments):
 
     Some defaults of the base class are other ones here, close to the robust-transfer paper's training: SGD with momentum
     0.9, weight decay 2e-4, batches of 128, a cosine schedule, no gradient clipping. Lengths in pixel units (``eps``, step
-    sizes) are strings such as ``"8/255"`` or numbers.
+    sizes) are strings such as ``"8/255"`` or numbers. In Python, ``objective`` and ``lwf_distance`` may be functions.
 
     Raises:
         UsageError: an option out of range; the message names it.
 
     Example:
         >>> args = RobustTrainingArguments("outputs/example", objective="trades", eps="8/255", freeze="2")
-        >>> args.threat_model.norm, args.objective_options
+        >>> args.threat_model.norm, args.objective_kwargs
         ('linf', {'beta': 6.0})
     """
 
@@ -73,8 +74,14 @@ class RobustTrainingArguments(TrainingArguments):
         metadata={"help": "Broadcast batch-norm statistics at every forward pass; breaks objectives with two of them."},
     )
 
-    objective: str = field(default="natural", metadata={"help": f"What to train with: {_choose(OBJECTIVES)}."})
-    norm: str = field(default="linf", metadata={"help": f"Norm of the threat model: {_choose(NORMS)}."})
+    objective: str = field(
+        default="natural",
+        metadata={"help": f"What to train with: {choices(OBJECTIVES)}; or your own, module:function or file.py:function."},
+    )
+    objective_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The objective's own options as JSON, like '{\"beta\": 3}'."}
+    )
+    norm: str = field(default="linf", metadata={"help": f"Norm of the threat model: {choices(NORMS)}."})
     eps: str = field(
         default="8/255",
         metadata={"help": "Radius of the threat model in [0, 1] pixels, as 8/255 or 0.031."},
@@ -110,7 +117,12 @@ class RobustTrainingArguments(TrainingArguments):
     lwf_weight: float = field(
         default=0.0, metadata={"help": "λ_d: weight of the distance to the teacher's features (LwF); 0 turns it off."}
     )
-    lwf_distance: str = field(default="l2", metadata={"help": f"Distance between features: {_choose(DISTANCES)}."})
+    lwf_distance: str = field(
+        default="l2",
+        metadata={
+            "help": f"Distance between features: {choices(DISTANCES)}; or your own, module:function or file.py:function."
+        },
+    )
 
     cache_features: bool = field(
         default=True,
@@ -146,9 +158,11 @@ class RobustTrainingArguments(TrainingArguments):
         Raises:
             UsageError: naming the option and what to do.
         """
-        for name, known in (("objective", OBJECTIVES), ("norm", NORMS), ("lwf_distance", DISTANCES)):
-            if getattr(self, name) not in known:
-                raise UsageError(f"--{name} {getattr(self, name)} is unknown: use {_choose(known)}")
+        self.objective = registered(self.objective, OBJECTIVES, "--objective")
+        self.lwf_distance = registered(self.lwf_distance, DISTANCES, "--lwf_distance")
+        if self.norm not in NORMS:
+            raise UsageError(f"--norm {self.norm} is unknown: use {choices(NORMS)}")
+        self._check_objective_options()
         try:
             ThreatModel(self.norm, self.eps)  # type: ignore[arg-type]
         except ValueError as error:
@@ -177,6 +191,23 @@ class RobustTrainingArguments(TrainingArguments):
         if not self.eval_do_concat_batches:
             raise UsageError("--eval_do_concat_batches false is not supported: metrics are those of the whole data set")
 
+    def _check_objective_options(self) -> None:
+        """Complete ``objective_options``; those with a flag of their own go there."""
+        given = self.objective_options or {}
+        if isinstance(given, str):
+            try:
+                given = dict(json.loads(given))
+            except (ValueError, TypeError):
+                raise UsageError(f"--objective_options {given} is not a JSON object like '{{\"beta\": 3}}'") from None
+        known = options_of(choose_function(self.objective, OBJECTIVES, "--objective"))
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+        options = read_options(known, texts, f"--objective_options: {self.objective}")
+        for option, name in _SHORTHANDS.get(self.objective, {}).items():
+            value = options.pop(option)
+            if option in given:
+                setattr(self, name, value)
+        self.objective_options = options
+
     @property
     def threat_model(self) -> ThreatModel:
         """The threat model of training and evaluation, with the full ε."""
@@ -198,6 +229,7 @@ class RobustTrainingArguments(TrainingArguments):
         return self.lwf_weight > 0 if self.batch_norm_eval is None else self.batch_norm_eval
 
     @property
-    def objective_options(self) -> dict[str, Any]:
-        """The chosen objective's own options."""
-        return {"trades": {"beta": self.trades_beta}}.get(self.objective, {})
+    def objective_kwargs(self) -> dict[str, Any]:
+        """All options of the chosen objective."""
+        of_flags = {option: getattr(self, name) for option, name in _SHORTHANDS.get(self.objective, {}).items()}
+        return {**cast(dict[str, Any], self.objective_options), **of_flags}

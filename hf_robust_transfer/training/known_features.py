@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from ..atomic import replacing
 from ..attacks.eval_mode import untouched
-from ..data import as_pixels
-from ..modeling.attack_copy import autocast, folded_copy
+from ..data import Indexed, as_pixels
+from ..modeling.attack_copy import PRECISIONS, autocast, folded_copy
 from ..modeling.classifier import PixelClassifier, classifier_layer, device_of, weights_sha256
+from .arguments import RobustTrainingArguments
 
 
 class FeatureCache:
@@ -86,6 +87,36 @@ def cache_features(
             with replacing(file) as part:
                 _compute(classifier, loader, mirrored, precision, part, progress)
     return FeatureCache(np.load(file, mmap_mode="r"))
+
+
+def known_features(
+    classifier: PixelClassifier, *, data: Indexed, args: RobustTrainingArguments, collate: Any, precision: str
+) -> FeatureCache:
+    """The features of a training set as `cache_features` gives them, with the options of a training.
+
+    Args:
+        classifier: the model whose features these are.
+        data: the training images; the data set inside has a ``fingerprint``.
+        args: the training's options.
+        collate: makes a batch of items.
+        precision: as `accelerate` names it.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        args.per_device_eval_batch_size,
+        collate_fn=collate,
+        num_workers=args.dataloader_num_workers,
+        generator=torch.Generator(),  # else it would draw from the random state of training
+    )
+    return cache_features(
+        classifier,
+        loader,
+        Path(args.feature_cache_dir),
+        fingerprint=data.dataset.fingerprint,
+        mirrored=args.random_flip,
+        precision=precision if precision in PRECISIONS else "float32",
+        progress=args.process_index == 0 and not args.disable_tqdm,
+    )
 
 
 def _compute(

@@ -1,5 +1,6 @@
 """A `Trainer` whose models are saved whole or not at all, and published as `hf_robust_transfer.hub` does it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,11 +9,22 @@ from accelerate.utils import broadcast, send_to_device
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils.hub import PushInProgress
 
 from ..hub import publish, publish_in_background, stand_alone
+
+
+class OnTrainBegin(TrainerCallback):
+    """Call a function before the first step of each training."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._begin = begin
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Call it."""
+        self._begin()
 
 
 class SavingTrainer(Trainer):

@@ -1,6 +1,6 @@
 """Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
 
-from .distillation import DISTANCES, feature_distance
+from .distillation import DISTANCES, check_teacher, feature_distance
 from .freezing import Block, blocks, describe, eval_where_frozen, freeze
 from .warm_start import HeadWarmStart, head_learning_rate
 
@@ -9,6 +9,7 @@ __all__ = [
     "Block",
     "HeadWarmStart",
     "blocks",
+    "check_teacher",
     "describe",
     "eval_where_frozen",
     "feature_distance",

@@ -1,10 +1,17 @@
 """The lifelong-learning (LwF) term: the student's features stay close to those of the frozen robust source."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import UsageError
+from ..functions import choose_function
+from ..modeling.classifier import PixelClassifier, classifier_layer, linear_layers
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
@@ -27,33 +34,54 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(student, teacher, dim=1)
 
 
-DISTANCES = {"l1": l1, "l2": l2, "squared_l2": squared_l2, "cosine": cosine}
+DISTANCES: dict[str, Distance] = {"l1": l1, "l2": l2, "squared_l2": squared_l2, "cosine": cosine}
 
 
-def feature_distance(student: Tensor, teacher: Tensor, distance: str = "l2") -> Tensor:
+def feature_distance(student: Tensor, teacher: Tensor, distance: str | Distance = "l2") -> Tensor:
     """The mean over the batch of the distance between penultimate features (Shafahi et al., ICLR 2020, eq. 3).
 
     Args:
         student: the student's features z(x, θ) at clean images, (B, D).
         teacher: the frozen source's features z₀(x, θ*) at the same images, (B, D); no gradient flows into them.
-        distance: ``"l1"``, ``"l2"``, ``"squared_l2"`` or ``"cosine"``.
+        distance: ``"l1"``, ``"l2"``, ``"squared_l2"`` or ``"cosine"``; or a function of your own from both to the distance
+            of each sample, (B,), as it is or, from any module or file, as ``"module:function"``.
 
     Returns:
         A scalar. The distance is taken in float32 or, for float64 features, in float64.
 
     Raises:
-        ValueError: an unknown distance, or features of different sizes.
+        UsageError: an unknown distance, or features of different sizes.
 
     Example:
         >>> feature_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).item()
         5.0
     """
-    if distance not in DISTANCES:
-        raise UsageError(f"lwf_distance={distance!r} is unknown: use one of {', '.join(DISTANCES)}")
+    function = choose_function(distance, DISTANCES, "--lwf_distance") if isinstance(distance, str) else distance
     if student.shape != teacher.shape:
         raise UsageError(
             f"the teacher's features have size {teacher.shape[1]} but the student's {student.shape[1]}: LwF needs a teacher"
             " of the student's own architecture"
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
-    return DISTANCES[distance](student.to(dtype), teacher.detach().to(dtype)).mean()
+    return function(student.to(dtype), teacher.detach().to(dtype)).mean()
+
+
+def check_teacher(model: PreTrainedModel, teacher: PixelClassifier | None, weight: float) -> None:
+    """Make sure that there is a teacher whose features can be compared with the model's, where LwF has a weight.
+
+    Raises:
+        UsageError: there is none, or its features are of another size.
+    """
+    if weight == 0:
+        return
+    if teacher is None:
+        raise UsageError(
+            f"--lwf_weight {weight} keeps features close to a teacher's, but there is none: pass teacher=, the frozen"
+            " robust source, or set --lwf_weight 0"
+        )
+    sizes = [linear_layers(classifier_layer(each)[1])[0].in_features for each in (model, teacher.model)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(
+            f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"
+            " architecture, usually the source itself"
+        )

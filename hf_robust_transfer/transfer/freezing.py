@@ -29,7 +29,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
     parameters after the last to the last.
 
     Raises:
-        ValueError: the model has neither.
+        UsageError: the model has neither.
 
     Example:
         >>> from hf_robust_transfer.modeling import create_model
@@ -93,7 +93,7 @@ def parse_freeze(value: str | int) -> str | int:
     """Read a ``freeze`` option: ``"none"``, ``"backbone"`` or a number of blocks.
 
     Raises:
-        ValueError: it is none of these.
+        UsageError: it is none of these.
     """
     if isinstance(value, str) and value in ("none", "backbone"):
         return value
@@ -114,7 +114,7 @@ def freeze(model: PreTrainedModel, what: str | int) -> None:
         what: ``"none"``; ``"backbone"``, everything but the classifier layer; or k, the first k of `blocks`.
 
     Raises:
-        ValueError: an unknown choice, or more blocks than the backbone has.
+        UsageError: an unknown choice, or more blocks than the backbone has.
 
     Example:
         >>> from hf_robust_transfer.modeling import create_model

@@ -1,0 +1,90 @@
+"""What is reported during training: the terms of its loss, and metrics of evaluations."""
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+from transformers.trainer_utils import EvalPrediction
+
+
+class LossTerms:
+    """The means of a loss's terms over the steps since they were last asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._since = 0
+
+    def add(self, terms: Mapping[str, Tensor], share: float | Tensor, step: int) -> None:
+        """Add a micro-batch's terms, of which a share counts, in the step of this number.
+
+        Raises:
+            FloatingPointError: one of them is NaN or infinite.
+        """
+        if not torch.isfinite(torch.stack(list(terms.values())).sum()):  # one look at the device a step
+            bad = [f"{name}={value.item()}" for name, value in terms.items() if not torch.isfinite(value)]
+            raise FloatingPointError(
+                f"step {step}: loss term {', '.join(bad)}. Lower --learning_rate, or start from the last checkpoint with"
+                " another --seed"
+            )
+        if not self._sums:
+            self._since = step
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach() * share
+
+    def means(self, accelerator: Accelerator, step: int) -> dict[str, float]:
+        """``loss_natural``, ``loss_lwf``, …, the mean over processes and steps, and start anew; of no terms, nothing."""
+        if not self._sums:
+            return {}
+        names, steps = list(self._sums), max(1, step - self._since)
+        sums = accelerator.reduce(torch.stack(list(self._sums.values())).float(), "mean")
+        self._sums = {}
+        return {f"loss_{name}": value / steps for name, value in zip(names, sums.tolist(), strict=True)}
+
+
+def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str, float]:
+    """Accuracy and cross-entropy on clean and, where there are any, adversarial images.
+
+    A sample that is misclassified as it is does not count as robust, whatever the attack made of it.
+
+    Args:
+        prediction: ``predictions`` is the clean logits (N, classes), or a pair of them and the adversarial ones.
+        more: a further function from an `EvalPrediction` of clean logits to metrics.
+
+    Returns:
+        ``accuracy`` and ``loss``, and with adversarial logits ``robust_accuracy`` and ``robust_loss``.
+
+    Example:
+        >>> clean, adversarial = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
+        >>> robustness_metrics(EvalPrediction((clean, adversarial), np.array([1, 0])))["robust_accuracy"]
+        0.5
+    """
+    both = prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
+    labels = np.asarray(prediction.label_ids)
+    metrics: dict[str, float] = {}
+    correct = np.ones(len(labels), dtype=bool)
+    for prefix, logits in zip(("", "robust_"), both, strict=False):
+        correct &= np.asarray(logits).argmax(1) == labels
+        metrics[f"{prefix}accuracy"] = correct.mean().item()
+        loss = F.cross_entropy(torch.as_tensor(logits).double(), torch.as_tensor(labels))
+        metrics[f"{prefix}loss"] = loss.item()
+    if more is not None:
+        metrics |= more(EvalPrediction(predictions=both[0], label_ids=prediction.label_ids))
+    return metrics
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """Leave every global random state, on the CPU and on this device, as it was before."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
