@@ -117,7 +117,7 @@ class PixelClassifier(nn.Module):
         self, model: PreTrainedModel, processor: BaseImageProcessor, *, forward_through: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.processor = model, processor
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
         self._layer_name = classifier_layer(model)[0]
         mean, std = pixel_statistics(processor)

@@ -1,4 +1,7 @@
-"""What a model predicts, as one hash: its weights, and all of its configuration that changes predictions."""
+"""The fingerprint of a classifier: one hash over all that its predictions depend on.
+
+Reports, training records and cards are evidence only for the model whose fingerprint they carry.
+"""
 
 import hashlib
 import json
@@ -8,68 +11,81 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .classifier import weights_sha256
 
-# What configurations and image processors say beside what a model computes.
-_OF_NO_EFFECT = {
-    *("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype", "robust_training"),
-    *(
-        "id2label",
-        "label2id",
-        "num_labels",
-        "label_names",
-        "pretrained_cfg",
-        "problem_type",
-        "return_dict",
-        "chunk_size_feed_forward",
-    ),
-    *("output_attentions", "output_hidden_states", "is_encoder_decoder", "image_processor_type", "feature_extractor_type"),
-    *("processor_class", "_processor_class", "_valid_processor_keys", "data_format", "return_tensors", "device", "do_pad"),
-    *("initializer_range", "do_initial_norm", "use_cache", "disable_grouping", "input_data_format"),
+# Of a configuration, what changes no prediction, or is a part of its own.
+_NOT_ARCHITECTURE = {
+    *("architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path", "robust_training", "problem_type"),
+    *("id2label", "label2id", "label_names", "num_labels", "num_classes", "pretrained_cfg", "use_cache"),
+    *("output_attentions", "output_hidden_states", "return_dict", "torchscript"),
+}
+# Of an image processor's, likewise; its class is compared without the ending that tells the implementation.
+_NOT_PREPROCESSING = {
+    *("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class", "auto_map"),
+    *("return_tensors", "data_format", "input_data_format", "device", "_valid_processor_keys"),
 }
 
 
-def fingerprint_parts(model: PreTrainedModel, processor: BaseImageProcessor) -> dict[str, str]:
-    """A hash of each part of what decides a model's predictions, so that an error can say what differs.
-
-    Args:
-        model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
-        processor: its image processor.
-
-    Returns:
-        Hashes by ``weights``, ``architecture``, ``labels`` and ``image processor``.
-    """
-    config = model.config.to_dict()
-    if config.get("model_type") == "timm_wrapper":
-        architecture: Any = [str(config["architecture"]).partition(".")[0], config.get("model_args") or {}]
-    else:
-        architecture = {name: value for name, value in config.items() if name not in _OF_NO_EFFECT}
-    id2label = model.config.id2label or {}
-    data_config = getattr(processor, "data_config", None)
-    seen = processor.to_dict() if data_config is None else data_config
-    parts = {
-        "architecture": architecture,
-        "labels": [id2label[index] for index in sorted(id2label)],
-        "image processor": {name: value for name, value in seen.items() if name not in _OF_NO_EFFECT},
-    }
-    hashes = {name: hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()) for name, part in parts.items()}
-    return {"weights": weights_sha256(model), **{name: each.hexdigest() for name, each in hashes.items()}}
-
-
 def fingerprint(model: PreTrainedModel, processor: BaseImageProcessor) -> str:
-    """One hash of weights, architecture and its arguments, labels in their order, sizes and normalisation.
-
-    A model in memory and the same one loaded from its folder have the same. Where it differs from the one that a report or
-    a record was made with, that says nothing of this model.
+    """A hash over all that a classifier's predictions depend on, equal for a model in memory and as loaded once saved.
 
     Args:
-        model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
-        processor: its image processor.
+        model: the model, timm's inside `TimmWrapperForImageClassification` included.
+        processor: the image processor that it is used with.
 
     Example:
-        >>> from hf_robust_transfer.modeling import create_model, replace_head
+        >>> from hf_robust_transfer.modeling import create_model
         >>> model, processor = create_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
         >>> before = fingerprint(model, processor)
         >>> model.config.id2label = {0: "dog", 1: "cat"}
         >>> fingerprint(model, processor) == before
         False
     """
-    return hashlib.sha256(json.dumps(fingerprint_parts(model, processor), sort_keys=True).encode()).hexdigest()
+    return _hash(fingerprint_parts(model, processor))
+
+
+def fingerprint_parts(model: PreTrainedModel, processor: BaseImageProcessor) -> dict[str, str]:
+    """What `fingerprint` is made of, so that one can say what two models differ in.
+
+    Returns:
+        A hash each of the ``weights`` (with their types), the ``architecture`` (with its arguments), the
+        ``image processor`` (size, resizing, cropping, normalisation) and the ``labels`` (in the order of the logits).
+    """
+    id2label: dict[Any, str] = model.config.id2label or {}
+    return {
+        "weights": weights_sha256(model),
+        "architecture": _hash(_architecture(model)),
+        "image processor": _hash(_preprocessing(processor)),
+        "labels": _hash([id2label[index] for index in sorted(id2label)]),
+    }
+
+
+def _architecture(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    if config.model_type == "timm_wrapper":  # what the wrapper builds from; a tag after the dot names weights
+        named = {"architecture": config.architecture.partition(".")[0], "model_args": config.model_args or {}}
+        return {"class": type(model).__name__, **named, "do_pooling": config.do_pooling}
+    values = {name: value for name, value in config.to_diff_dict().items() if name not in _NOT_ARCHITECTURE}
+    return {"class": type(model).__name__, **values}
+
+
+def _preprocessing(processor: BaseImageProcessor) -> dict[str, Any]:
+    data_config = getattr(processor, "data_config", None)
+    if data_config is not None:  # timm
+        return dict(data_config)
+    kind = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
+    values = {name: value for name, value in processor.to_dict().items() if name not in _NOT_PREPROCESSING}
+    return {"class": kind, **values}
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(_plain(value), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON would give it back, without entries that are None, which say nothing."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

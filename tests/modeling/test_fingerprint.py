@@ -1,10 +1,9 @@
-"""A fingerprint is that of a model in memory and on disk, and changes with whatever changes predictions."""
+"""One fingerprint: the same for the same predictions, wherever the model lies; another for any change of them."""
 
 import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from hf_robust_transfer.hub import stand_alone
 from hf_robust_transfer.modeling import load_model
@@ -12,78 +11,123 @@ from hf_robust_transfer.modeling.fingerprint import fingerprint, fingerprint_par
 
 
 @pytest.fixture
-def saved(kind, tiny, tmp_path):
-    model, processor = tiny(kind)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    stand_alone(tmp_path)
-    return tmp_path, fingerprint(model, processor)
+def saved(tiny, kind, tmp_path):
+    """A tiny model of each kind in memory, its processor, and the folder that both were saved to."""
+    model, processor = tiny(kind, {0: "cat", 1: "dog", 2: "frog"})
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    return model, processor, tmp_path / "saved"
+
+
+def differing(parts, others):
+    """The names of the parts in which two fingerprints differ."""
+    return [name for name in parts if parts[name] != others[name]]
 
 
 def edit(file, change):
+    """Apply a change to the content of a JSON file."""
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
 
 
-def test_a_model_in_memory_and_its_folder_have_the_same(saved):
-    folder, expected = saved
-    assert fingerprint(*load_model(str(folder))) == expected
-    again = folder / "again"
-    for part in load_model(str(folder)):
-        part.save_pretrained(again)
-    assert fingerprint(*load_model(str(again))) == expected
+def settings_file(folder):
+    """Where a folder says how its images are prepared, and its field of them."""
+    own = folder / "preprocessor_config.json"
+    return (own, lambda content: content) if own.exists() else (folder / "config.json", lambda c: c["pretrained_cfg"])
 
-    def note(config):
-        config["robust_training"] = {"eps": "0.1"}
-        config["transformers_version"] = "9.9"
+
+def test_a_saved_model_keeps_its_fingerprint_wherever_it_lies(saved, tmp_path):
+    model, processor, folder = saved
+    expected = fingerprint_parts(model, processor)
+    assert fingerprint_parts(*load_model(str(folder))) == expected
+    stand_alone(folder)
+    for part in load_model(str(folder)):
+        part.save_pretrained(tmp_path / "again")
+    assert fingerprint_parts(*load_model(str(tmp_path / "again"))) == expected
+    folder.rename(tmp_path / "moved")
+    assert fingerprint_parts(*load_model(str(tmp_path / "moved"))) == expected
+
+
+def test_what_changes_no_prediction_changes_no_fingerprint(saved):
+    _, _, folder = saved
+    before = fingerprint(*load_model(str(folder)))
+
+    def note(content):
+        turned = dict(reversed(content.items()))
+        content.clear()
+        content.update(turned, transformers_version="4.99", robust_training={"norm": "l2", "data": {"dataset_name": "x"}})
 
     edit(folder / "config.json", note)
-    assert fingerprint(*load_model(str(folder))) == expected
+    assert fingerprint(*load_model(str(folder))) == before
 
 
-def test_whatever_changes_predictions_changes_it(saved):
-    folder, expected = saved
-    weights = load_file(folder / "model.safetensors")
-    name = next(name for name, value in weights.items() if value.is_floating_point())
-    save_file(
-        {**weights, name: torch.nextafter(weights[name], torch.tensor(9.0))}, folder / "model.safetensors", {"format": "pt"}
-    )
-    model, processor = load_model(str(folder))
-    assert fingerprint(model, processor) != expected
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-    config, processing = folder / "config.json", folder / "preprocessor_config.json"
-    before = {file: file.read_text() for file in (config, processing) if file.is_file()}
-
-    def swap_labels(content):
-        labels = content.get("id2label", None)
-        if labels is None:
-            content["label_names"] = content["label_names"][::-1]
+def swap_labels(folder):
+    def change(content):
+        if "label_names" in content:
+            content["label_names"].reverse()
         else:
-            labels["0"], labels["1"] = labels["1"], labels["0"]
+            content["id2label"] = {"0": "frog", "1": "dog", "2": "cat"}
+            content["label2id"] = {"frog": 0, "dog": 1, "cat": 2}
 
-    edit(config, swap_labels)
-    changed = fingerprint_parts(*load_model(str(folder)))
-    config.write_text(before[config])
-    whole = fingerprint_parts(*load_model(str(folder)))
-    assert [part for part in whole if whole[part] != changed[part]] == ["labels"]
+    edit(folder / "config.json", change)
 
-    timm_like = json.loads(before[config]).get("model_type") == "timm_wrapper"
-    for place, key, value in (
-        [(config, "mean", [0.1, 0.2, 0.3]), (config, "std", [0.51, 0.5, 0.5]), (config, "crop_pct", 0.7)]
-        if timm_like
-        else [(processing, "image_mean", [0.1, 0.2, 0.3]), (processing, "image_std", [0.5, 0.5, 0.4])]
-    ):
-        edit(
-            place,
-            lambda content, key=key, value=value: (content["pretrained_cfg"] if timm_like else content).update(
-                {key: value}
-            ),
-        )
-        if timm_like and processing.is_file():
-            edit(processing, lambda content, key=key, value=value: content["pretrained_cfg"].update({key: value}))
-        changed = fingerprint_parts(*load_model(str(folder)))
-        assert [part for part in whole if whole[part] != changed[part]] == ["image processor"], key
-        for file, text in before.items():
-            file.write_text(text)
+
+def change_statistics(name, folder):
+    file, field = settings_file(folder)
+    key = name if file.name == "config.json" else f"image_{name}"
+    edit(file, lambda content: field(content).update({key: [0.31, 0.32, 0.33], "do_normalize": True}))
+
+
+def change_size(folder):
+    file, field = settings_file(folder)
+
+    def change(content):
+        content = field(content)
+        if "input_size" in content:
+            content["input_size"] = [3, 16, 16]
+        else:
+            content["size"] = dict.fromkeys(content["size"], 16)
+
+    edit(file, change)
+
+
+def change_weight(folder):
+    model, _ = load_model(str(folder))
+    with torch.no_grad():
+        last = list(model.parameters())[-1]
+        last[-1] += 1e-3
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda folder: change_statistics("mean", folder), "image processor"),
+        (lambda folder: change_statistics("std", folder), "image processor"),
+        (change_size, "image processor"),
+        (swap_labels, "labels"),
+        (change_weight, "weights"),
+    ],
+    ids=["mean", "std", "size", "labels", "weight"],
+)
+def test_what_changes_predictions_changes_the_fingerprint_and_is_named(saved, change, part):
+    model, processor, folder = saved
+    change(folder)
+    changed = load_model(str(folder))
+    assert fingerprint(*changed) != fingerprint(model, processor)
+    assert differing(fingerprint_parts(*changed), fingerprint_parts(model, processor)) == [part]
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), [("timm-vit", "model_args", None), ("hf-vit", "hidden_act", "relu")])
+def test_arguments_of_the_architecture_count_where_the_weights_stay_the_same(tiny, tmp_path, kind, field, value):
+    model, processor = tiny(kind)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    def change(content):
+        content[field] = value or {**content[field], "num_heads": 4}
+
+    edit(tmp_path / "config.json", change)
+    changed = fingerprint_parts(*load_model(str(tmp_path)))
+    assert differing(changed, fingerprint_parts(model, processor)) == ["architecture"]
