@@ -506,7 +506,8 @@ def lwf_step(setting: Setting) -> dict[str, Any]:
     ours: list[float] = []
     natural: list[float] = []
     for _ in range(setting.args.rounds):
-        ours += step_seconds(setting, 4, setting.load(setting.args.model_name_or_path), lwf_weight=1.0)
+        plain = {"warm_start_steps": 0, "unfreeze_warmup_steps": 0}
+        ours += step_seconds(setting, 4, setting.load(setting.args.model_name_or_path), lwf_weight=1.0, **plain)
         natural += step_seconds(setting, 4, batch_norm_eval=True)
     return row(
         f"LwF step of {_BATCH} images, cached teacher, {setting.low}",

@@ -88,6 +88,8 @@ TRANSFORMERS = {
     ),
 }
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Arguments of a training that is as plain with an LwF term as without: no warm start, no ramp.
+PLAIN = {"learning_rate": 0.01, "warm_start_steps": 0, "unfreeze_warmup_steps": 0}
 DIGITS = {index: str(index) for index in range(10)}
 
 

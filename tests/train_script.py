@@ -56,7 +56,15 @@ def build(config):
         image_size=8,
     )
     model = model.to(dtype)
-    arguments = {"save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1, **config["arguments"]}
+    plain = {"learning_rate": 0.01, "warm_start_steps": 0, "unfreeze_warmup_steps": 0, "warm_start_learning_rate": 0.01}
+    arguments = {
+        **plain,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_steps": 1,
+        **config["arguments"],
+    }
     args = RobustTrainingArguments(**arguments)
     teacher = None
     if args.lwf_weight:

@@ -9,45 +9,27 @@ With no argument it runs an embedded example on scikit-learn's digits.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import timm
-import torch
 from transformers import set_seed
 
-from ..data import DataArguments, PixelDataset, as_pixels, load_image_splits
+from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..runs.folder import claim_output_dir
 from ..runs.train import train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
-from ..transfer import head_learning_rate
 from . import quickstart
 from .main import run_command
 from .options import ModelArguments
 from .parsing import as_flags, parse_arguments
 
-# What --transfer stands for; a flag given on the command line goes before.
-_WARM_START = {"warm_start_steps": 0.4, "batch_norm_eval": True}
-TRANSFERS: dict[str, dict[str, Any]] = {
-    "frozen": {"freeze": "backbone"},
-    "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
-    "fine_tuned": {**_WARM_START, "unfreeze_warmup_steps": 0.1},
-}
-_OTHERWISE = {
-    "freeze": "none",
-    "learning_rate": 0.01,
-    "warm_start_steps": 0.0,
-    "unfreeze_warmup_steps": 0.0,
-    "lwf_weight": 0.0,
-}
-
 
 @dataclass
 class FinetuningArguments(RobustTrainingArguments):
-    """`RobustTrainingArguments` whose transfer options follow from one choice."""
+    """`RobustTrainingArguments` that transfer, by default with LwF."""
 
-    transfer: str = field(
+    transfer: str | None = field(
         default="lwf",
         metadata={
             "help": "How to transfer: frozen (retrain the head alone), lwf (all of it, features kept close to the source's)"
@@ -55,52 +37,9 @@ class FinetuningArguments(RobustTrainingArguments):
             " unless they are given."
         },
     )
-    learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Learning rate after the warm start, for SGD by default 0.03 for lwf and 0.01 for fine_tuned; for"
-            " frozen that of the head, by default 10 / (1 + mean ‖z‖²) over features z, as in the warm start."
-        },
-    )
-    freeze: str | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "none, backbone, or the number of first blocks to freeze."}
-    )
-    warm_start_steps: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Train the head alone for so many first steps; below 1, a share of all."}
-    )
-    unfreeze_warmup_steps: float | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "After it, let the learning rate grow over so many steps; below 1, a share of all: by default 0.3 for"
-            " lwf and 0.1 for fine_tuned."
-        },
-    )
-    lwf_weight: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "λ_d: weight of the distance to the source's features (LwF)."}
-    )
     teacher_name_or_path: str | None = field(
         default=None, metadata={"help": "The source whose features LwF keeps; by default --model_name_or_path."}
     )
-
-    def __post_init__(self) -> None:
-        if self.transfer not in TRANSFERS:
-            raise UsageError(f"--transfer {self.transfer} is unknown: use {', '.join(TRANSFERS)}")
-        preset = {**_OTHERWISE, **TRANSFERS[self.transfer]}
-        if self.optim != "sgd" and self.learning_rate is None:
-            raise UsageError(f"--learning_rate is missing: there is a default for --optim sgd, but not for {self.optim}")
-        if (self.freeze or preset["freeze"]) == "backbone":
-            preset.pop("learning_rate")  # the head's, once its features are known
-        for name, value in preset.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        super().__post_init__()
-
-    def choose_head_learning_rate(self, classifier: PixelClassifier, dataset: PixelDataset) -> None:
-        """Give the head a learning rate that suits the features of the first training images, unless there is one."""
-        name = "learning_rate" if self.freeze == "backbone" else "warm_start_learning_rate"
-        if self.optim == "sgd" and getattr(self, name) is None:
-            images = torch.stack([dataset[row]["pixel_values"] for row in range(min(128, len(dataset)))])
-            setattr(self, name, head_learning_rate(classifier, as_pixels(images)))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -134,7 +73,6 @@ def main(argv: Sequence[str]) -> None:
     if args.lwf_weight:
         revision = "main" if args.teacher_name_or_path else model_args.model_revision
         teacher = PixelClassifier(*load_model(source, revision=revision, **model_args.hub_options))
-    args.choose_head_learning_rate(PixelClassifier(model, processor), PixelDataset(splits.train, processor))
     train_and_evaluate(
         model,
         processor,

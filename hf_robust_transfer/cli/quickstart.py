@@ -39,7 +39,13 @@ SOURCES: dict[str, dict[str, Any]] = {
 TRANSFERS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone", "num_train_epochs": 60, "learning_rate": 3e-2},
     "fine_tuned": {"num_train_epochs": 60, "learning_rate": 5e-3},
-    "lwf": {"num_train_epochs": 60, "learning_rate": 5e-3, "lwf_weight": 0.2, "warm_start_steps": 0.3},
+    "lwf": {
+        "num_train_epochs": 60,
+        "learning_rate": 5e-3,
+        "lwf_weight": 0.2,
+        "warm_start_steps": 0.3,
+        "unfreeze_warmup_steps": 0,
+    },
 }
 KEPT = ("robust_source", "lwf")
 

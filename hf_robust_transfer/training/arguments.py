@@ -16,6 +16,7 @@ from ..objectives import OBJECTIVES
 from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
+from ..transfer.presets import preset
 
 _parsed = cache(parse_eps)  # the same few strings at every step
 
@@ -39,18 +40,32 @@ class RobustTrainingArguments(TrainingArguments):
     0.9, weight decay 2e-4, batches of 128, a cosine schedule, no gradient clipping. Lengths in pixel units (``eps``, step
     sizes) are strings such as ``"8/255"`` or numbers. In Python, ``objective`` and ``lwf_distance`` may be functions.
 
+    ``transfer`` names a preset of `hf_robust_transfer.transfer.presets`, with the same defaults from Python as on the
+    command line; whatever is given stays. An ``lwf_weight`` alone means ``transfer="lwf"``, warm start and ramp included;
+    ``warm_start_steps=0`` and so on do without. Where a preset leaves the rate of a new head open, `RobustTrainer` chooses
+    it by the features of the first training images.
+
     Raises:
         UsageError: an option out of range; the message names it.
 
     Example:
         >>> args = RobustTrainingArguments("outputs/example", objective="trades", eps="8/255", freeze="2")
+        >>> RobustTrainingArguments("outputs/example", lwf_weight=0.5).warm_start_steps
+        0.4
         >>> args.threat_model.norm, args.objective_kwargs
         ('linf', {'beta': 6.0})
     """
 
     group: ClassVar[str] = "parameters that control training"
 
-    learning_rate: float = field(default=1e-2, metadata={"help": "The initial learning rate."})
+    learning_rate: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "The initial learning rate, by default 0.01. With --transfer that after the warm start, for SGD by"
+            " default 0.03 for lwf and 0.01 for fine_tuned; for frozen that of the head, by default 10 / (1 + mean ‖z‖²)"
+            " over features z, as in the warm start."
+        },
+    )
     optim: str = field(default="sgd", metadata={"help": "The optimizer, any of TrainingArguments'."})
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
     weight_decay: float = field(default=2e-4, metadata={"help": "Weight decay; biases and norms are exempt."})
@@ -96,26 +111,42 @@ class RobustTrainingArguments(TrainingArguments):
     trades_beta: float = field(default=6.0, metadata={"help": "TRADES: weight of robustness against clean accuracy."})
     free_replays: int = field(default=4, metadata={"help": "Free: how often each batch is replayed (m)."})
 
-    freeze: str = field(
-        default="none",
-        metadata={"help": "What to freeze: none, backbone, or the number of first blocks, stem included."},
+    transfer: str | None = field(
+        default=None,
+        metadata={
+            "help": "How to transfer: frozen (retrain the head alone), lwf (all of it, features kept close to the source's)"
+            " or fine_tuned (all of it, for comparison). Sets --learning_rate, --freeze, --lwf_weight and the warm start,"
+            " unless they are given. With --lwf_weight, lwf is the default."
+        },
     )
-    warm_start_steps: float = field(
-        default=0, metadata={"help": "Train the head alone for so many first steps; below 1, a share of all."}
+    freeze: str = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "What to freeze: none (the default), backbone, or the number of first blocks, stem included."},
+    )
+    warm_start_steps: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Train the head alone for so many first steps; below 1, a share of all: by default 0.4 for lwf and"
+            " fine_tuned."
+        },
     )
     warm_start_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the head during the warm start; by default --learning_rate."}
     )
-    unfreeze_warmup_steps: float = field(
-        default=0,
-        metadata={"help": "After the warm start, let the learning rate grow over so many steps; below 1, a share of all."},
+    unfreeze_warmup_steps: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "After the warm start, let the learning rate grow over so many steps; below 1, a share of all: by"
+            " default 0.3 for lwf and 0.1 for fine_tuned."
+        },
     )
     batch_norm_eval: bool | None = field(
         default=None,
         metadata={"help": "Keep the backbone's batch-norm on its running statistics; by default exactly when LwF is on."},
     )
-    lwf_weight: float = field(
-        default=0.0, metadata={"help": "λ_d: weight of the distance to the teacher's features (LwF); 0 turns it off."}
+    lwf_weight: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "λ_d: weight of the distance to the teacher's features, by default 1 for lwf; 0 turns it off."},
     )
     lwf_distance: str = field(
         default="l2",
@@ -146,6 +177,10 @@ class RobustTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        if self.transfer is None and self.lwf_weight:
+            self.transfer = "lwf"
+        for name, value in preset(self.transfer, vars(self), optim=self.optim).items():
+            setattr(self, name, value)
         self.check()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for

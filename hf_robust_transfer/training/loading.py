@@ -3,16 +3,19 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer
 
-from ..data import Indexed, PixelDataset
+from ..data import Indexed, PixelDataset, as_pixels
 from ..errors import UsageError
+from ..modeling import PixelClassifier
 from ..objectives import ObjectiveOutput, trait
 from ..randomness import fold_in
+from ..transfer import head_learning_rate
 from .arguments import RobustTrainingArguments
+from .reporting import random_state_kept
 
 _REPLAY = 3  # the purpose that a sampler's randomness is drawn for, as a part of its address
 
@@ -34,6 +37,20 @@ class LoadingTrainer(Trainer):
         """Whether features that cannot change are computed once for the training images."""
         # A data set without a fingerprint may draw its own augmentation, anew in every epoch.
         return self.args.cache_features and not self.args.random_crop and hasattr(self.train_dataset, "fingerprint")
+
+    def choose_head_learning_rate(self) -> None:
+        """Give a new head a rate that suits the features of the first training images, where a preset leaves it open."""
+        args, data = self.args, self.train_dataset
+        name = "learning_rate" if args.freeze == "backbone" else "warm_start_learning_rate"
+        trains_alone = args.freeze == "backbone" or args.warm_start_steps > 0
+        open_ = args.transfer is not None and args.optim == "sgd" and getattr(args, name) is None and trains_alone
+        if not open_ or data is None:
+            return
+        items = self.with_indices(data)
+        with random_state_kept(args.device):
+            batch = self.data_collator([items[row] for row in range(min(128, len(items)))])
+        classifier = PixelClassifier(cast(Any, self.model), cast(Any, self.processing_class))
+        setattr(args, name, head_learning_rate(classifier, as_pixels(batch["pixel_values"]).to(args.device)))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images with their indices; only labels where features are all that is looked at."""

@@ -108,6 +108,7 @@ class RobustTrainer(LoadingTrainer, SavingTrainer):
         check_teacher(self.model, self.teacher, self.args.lwf_weight)
         if teacher is not None:
             teacher.to(args.device).eval().requires_grad_(False)
+        self.choose_head_learning_rate()
         self.add_callback(HeadWarmStart())
         self.add_callback(OnTrainBegin(self._begin))
         self.label_names = ["labels"]

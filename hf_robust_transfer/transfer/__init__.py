@@ -2,10 +2,12 @@
 
 from .distillation import DISTANCES, check_teacher, feature_distance
 from .freezing import Block, blocks, describe, eval_where_frozen, freeze
+from .presets import PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
 
 __all__ = [
     "DISTANCES",
+    "PRESETS",
     "Block",
     "HeadWarmStart",
     "blocks",
@@ -15,4 +17,5 @@ __all__ = [
     "feature_distance",
     "freeze",
     "head_learning_rate",
+    "preset",
 ]

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PLAIN
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
@@ -16,6 +17,7 @@ from hf_robust_transfer.objectives import OBJECTIVES, ObjectiveOutput, trades
 from hf_robust_transfer.transfer import DISTANCES
 
 FILE = """
+from conftest import PLAIN
 import torch.nn.functional as F
 from hf_robust_transfer.objectives import ObjectiveOutput
 
@@ -51,7 +53,14 @@ def train(tiny, digit_batch, tmp_path):
         model, processor = tiny("timm-convnext")
         images, labels = digit_batch(count=16)
         data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
-        options = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "max_steps": 2}
+        options = {
+            **PLAIN,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "max_steps": 2,
+        }
         options |= {"use_cpu": True, "per_device_train_batch_size": 8, **arguments}
         args = RobustTrainingArguments(str(tmp_path / "run"), **options)
         teacher = PixelClassifier(*tiny("timm-convnext", seed=1)) if args.lwf_weight else None

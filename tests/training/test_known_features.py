@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from conftest import PLAIN
 from torch.utils.data import DataLoader
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments, replace_head
@@ -32,7 +33,14 @@ def train(tiny, digits, tmp_path):
             feature_cache_dir=str(tmp_path / "features"),
             use_cpu=True,
             seed=1,
-            **{"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", **arguments},
+            **{
+                **PLAIN,
+                "report_to": "none",
+                "disable_tqdm": True,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                **arguments,
+            },
         )
         teacher = PixelClassifier(tiny(kind, seed=teacher_seed)[0].to(dtype), processor) if args.lwf_weight else None
         dataset = PixelDataset(digits.select(range(40)), processor)
@@ -46,7 +54,13 @@ def train(tiny, digits, tmp_path):
 
 
 FROZEN = {"freeze": "backbone", "num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 0.5}
-WARM_LWF = {"warm_start_steps": 4, "lwf_weight": 0.5, "max_steps": 8, "per_device_train_batch_size": 16}
+WARM_LWF = {
+    "warm_start_steps": 4,
+    "warm_start_learning_rate": 0.01,
+    "lwf_weight": 0.5,
+    "max_steps": 8,
+    "per_device_train_batch_size": 16,
+}
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import PLAIN
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
 
@@ -50,7 +51,14 @@ def passes(tiny, digit_batch, tmp_path):
             disable_tqdm=True,
             save_strategy="no",
             logging_strategy="no",
-            **{"max_steps": 1, "cache_features": False, "free_replays": 1, "per_device_train_batch_size": 8, **arguments},
+            **{
+                **PLAIN,
+                "max_steps": 1,
+                "cache_features": False,
+                "free_replays": 1,
+                "per_device_train_batch_size": 8,
+                **arguments,
+            },
         )
         trainer = RobustTrainer(
             model, args, processing_class=processor, teacher=teacher, train_dataset=data, eval_dataset=data

@@ -10,7 +10,7 @@ import optuna
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TIMM, TRANSFORMERS
+from conftest import PLAIN, TIMM, TRANSFORMERS
 from transformers import Trainer, TrainerCallback, set_seed
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd, threat_model
@@ -41,7 +41,14 @@ def trainer_on(tiny, digit_batch, tmp_path):
     def make(kind="timm-convnext", count=24, dtype=torch.float32, trainer=None, **arguments):
         model, processor = tiny(kind)
         images, labels = digit_batch(32 if kind.endswith("resnet") else 8, count, dtype)
-        arguments = {"report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", **arguments}
+        arguments = {
+            **PLAIN,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            **arguments,
+        }
         args = RobustTrainingArguments(str(tmp_path / "run"), use_cpu=True, **arguments)
         data = Pixels(images, labels)
         options = {"teacher": PixelClassifier(tiny(kind, seed=1)[0].to(dtype), processor)} if args.lwf_weight else {}

@@ -1,0 +1,55 @@
+"""Ways to transfer by name: the options that go together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UsageError
+from ..functions import choices
+
+_WARM_START = {"warm_start_steps": 0.4, "batch_norm_eval": True}
+PRESETS: dict[str, dict[str, Any]] = {
+    "frozen": {"freeze": "backbone"},
+    "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
+    "fine_tuned": {**_WARM_START, "unfreeze_warmup_steps": 0.1},
+}
+_OTHERWISE = {
+    "freeze": "none",
+    "learning_rate": 0.01,
+    "warm_start_steps": 0.0,
+    "unfreeze_warmup_steps": 0.0,
+    "batch_norm_eval": None,
+    "lwf_weight": 0.0,
+}
+
+
+def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") -> dict[str, Any]:
+    """The options of a way to transfer; what is given goes before.
+
+    Args:
+        name: ``"frozen"``, the head alone is retrained; ``"lwf"``, first the head, then all of it, its features kept close
+            to the source's (Shafahi et al., ICLR 2020); ``"fine_tuned"``, first the head, then all of it; or None, for
+            training that is no transfer.
+        given: options by their names, None where they are to follow from the preset.
+        optim: the optimizer.
+
+    Returns:
+        ``learning_rate``, ``freeze``, ``warm_start_steps``, ``unfreeze_warmup_steps``, ``batch_norm_eval``, ``lwf_weight``.
+        Where a preset trains the head alone ``learning_rate`` may stay None: it follows from the head's features.
+
+    Raises:
+        UsageError: an unknown name, or an optimizer that the presets have no learning rate for.
+
+    Example:
+        >>> options = preset("lwf", {"lwf_weight": 0.5})
+        >>> options["lwf_weight"], options["learning_rate"], options["warm_start_steps"]
+        (0.5, 0.03, 0.4)
+    """
+    if name is not None and name not in PRESETS:
+        raise UsageError(f"--transfer {name} is unknown: use {choices(PRESETS)}")
+    if name is not None and optim != "sgd" and given.get("learning_rate") is None:
+        raise UsageError(f"--learning_rate is missing: there is a default for --optim sgd, but not for {optim}")
+    options = {**_OTHERWISE, **PRESETS.get(name or "", {})}
+    options |= {option: given[option] for option in options if given.get(option) is not None}
+    if name is not None and options["freeze"] == "backbone" and given.get("learning_rate") is None:
+        options["learning_rate"] = None
+    return options
