@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "attack a checkpoint, and report what it withstands",
     "publish": "put a checkpoint on the Hub, with a model card that says what was measured",
     "import-checkpoint": "turn a PyTorch file from elsewhere into a checkpoint folder",
+    "cache": "show the features that are kept for later runs, and delete them",
     "quickstart": "the embedded example: six transfers between handwritten digits",
 }
 

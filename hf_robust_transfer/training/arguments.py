@@ -3,11 +3,9 @@
 import json
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from huggingface_hub.constants import HF_HOME
 from transformers import TrainingArguments
 
 from ..errors import UsageError
@@ -17,6 +15,7 @@ from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
 from ..transfer.presets import preset
+from .feature_files import DEFAULT_FOLDER, parse_size
 
 _parsed = cache(parse_eps)  # the same few strings at every step
 
@@ -162,8 +161,10 @@ class RobustTrainingArguments(TrainingArguments):
             " frozen backbone. Random crops make it impossible."
         },
     )
-    feature_cache_dir: str = field(
-        default=str(Path(HF_HOME, "robust_transfer")), metadata={"help": "Where to keep them, for other runs too."}
+    feature_cache_dir: str = field(default=DEFAULT_FOLDER, metadata={"help": "Where to keep them, for other runs too."})
+    feature_cache_limit: str = field(
+        default="20GB",
+        metadata={"help": "How much is kept there: the least recently used features go first, none that a run is using."},
     )
 
     random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
@@ -209,6 +210,7 @@ class RobustTrainingArguments(TrainingArguments):
             self.freeze = str(parse_freeze(self.freeze))
         except ValueError as error:
             raise UsageError(f"--{error}") from None
+        parse_size(self.feature_cache_limit, "--feature_cache_limit")
         least = {"attack_steps": 1, "free_replays": 1}
         for name in (
             *("attack_steps", "free_replays", "eval_attack_steps", "eps_warmup_steps", "warm_start_steps"),

@@ -1,12 +1,12 @@
 """Features that cannot change are computed once: those of a frozen backbone, and those of the LwF teacher."""
 
 import hashlib
+import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +18,7 @@ from ..data import Indexed, as_pixels
 from ..modeling.attack_copy import PRECISIONS, autocast, folded_copy
 from ..modeling.classifier import PixelClassifier, classifier_layer, device_of, weights_sha256
 from .arguments import RobustTrainingArguments
+from .feature_files import hold, locked, parse_size, trim
 
 
 class FeatureCache:
@@ -25,10 +26,12 @@ class FeatureCache:
 
     Args:
         features: (1 or 2, N, D): of the samples as they are, then mirrored left to right. May lie on disk.
+        held: the file that they lie in, open so that it is not deleted.
     """
 
-    def __init__(self, features: np.ndarray[Any, Any]) -> None:
+    def __init__(self, features: np.ndarray[Any, Any], held: IO[bytes] | None = None) -> None:
         self.features = features
+        self._held = held
 
     def of(self, indices: Tensor, mirrored: Tensor | None = None) -> Tensor:
         """Features (B, D) of samples, on the device of their indices.
@@ -52,6 +55,7 @@ def cache_features(
     mirrored: bool = False,
     precision: str = "float32",
     progress: bool = True,
+    limit: float = math.inf,
 ) -> FeatureCache:
     """Compute the features of a data set in eval mode, or find them where an earlier run left them.
 
@@ -66,6 +70,7 @@ def cache_features(
         mirrored: also those of the mirrored samples.
         precision: to compute in, ``"float32"``, ``"bf16"`` or ``"fp16"``.
         progress: show a progress bar.
+        limit: of the folder in bytes; beyond it the least recently used features of others are deleted.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -82,11 +87,13 @@ def cache_features(
     identity = (weights, statistics, fingerprint, mirrored, precision)
     file = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.npy"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_suffix(".lock")):
+    with locked(file):
         if not file.is_file():
             with replacing(file) as part:
                 _compute(classifier, loader, mirrored, precision, part, progress)
-    return FeatureCache(np.load(file, mmap_mode="r"))
+        cache = FeatureCache(np.load(file, mmap_mode="r"), hold(file))
+    trim(folder, limit)
+    return cache
 
 
 def known_features(
@@ -115,6 +122,7 @@ def known_features(
         fingerprint=data.dataset.fingerprint,
         mirrored=args.random_flip,
         precision=precision if precision in PRECISIONS else "float32",
+        limit=parse_size(args.feature_cache_limit, "--feature_cache_limit"),
         progress=args.process_index == 0 and not args.disable_tqdm,
     )
 

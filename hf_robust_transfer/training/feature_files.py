@@ -1,0 +1,104 @@
+"""The folder of known features: how much it holds, what is in use, and what goes when it is too much."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from filelock import FileLock, Timeout
+from huggingface_hub.constants import HF_HOME
+
+from ..errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which does not delete files that are open
+    fcntl = None  # type: ignore[assignment]
+
+DEFAULT_FOLDER = str(Path(HF_HOME, "robust_transfer"))
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class FeatureFile(NamedTuple):
+    """One file of features, its size in bytes, and when it was last used, in seconds since the epoch."""
+
+    path: Path
+    size: int
+    used: float
+
+
+def parse_size(text: str, flag: str) -> float:
+    """Read a size like ``"20GB"``, in bytes.
+
+    Raises:
+        UsageError: it is none.
+
+    Example:
+        >>> parse_size("1.5 MB", "--limit")
+        1500000.0
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B|)", str(text).strip().upper())
+    if match is None:
+        raise UsageError(f"{flag} {text} is not a size: write it like 500MB or 20GB")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def feature_files(folder: str | Path) -> list[FeatureFile]:
+    """The files of a folder of features, the least recently used first."""
+    found = []
+    for path in Path(folder).glob("*.npy"):
+        try:
+            found.append(FeatureFile(path, path.stat().st_size, path.stat().st_mtime))
+        except FileNotFoundError:  # another process was faster
+            continue
+    return sorted(found, key=lambda file: file.used)
+
+
+@contextmanager
+def locked(file: Path, timeout: float = -1) -> Iterator[None]:
+    """Be the only one to make, find or delete a file of features."""
+    with FileLock(file.with_suffix(".lock"), timeout=timeout):
+        yield
+
+
+def hold(file: Path) -> IO[bytes]:
+    """Open a file of features so that nobody deletes it until it is closed, and note that it was used now."""
+    os.utime(file)
+    opened = file.open("rb")
+    if fcntl is not None:
+        fcntl.flock(opened, fcntl.LOCK_SH)
+    return opened
+
+
+def trim(folder: str | Path, limit: float) -> list[FeatureFile]:
+    """Delete the least recently used files until the others take no more than a number of bytes; none that is in use.
+
+    Args:
+        folder: of features.
+        limit: in bytes; 0 deletes all.
+
+    Returns:
+        What was deleted.
+    """
+    files, deleted = feature_files(folder), []
+    total = sum(file.size for file in files)
+    for file in files:
+        if total <= limit:
+            break
+        if _deleted(file.path):
+            deleted.append(file)
+            total -= file.size
+    return deleted
+
+
+def _deleted(path: Path) -> bool:
+    try:
+        with locked(path, timeout=0), path.open("rb") as opened:
+            if fcntl is not None:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except (Timeout, OSError):  # somebody makes it, holds it, or has deleted it
+        return False
+    return True
