@@ -18,7 +18,7 @@ _RESULT = re.compile(r"\w+_results\.json|trainer_state\.json|run\.json|training\
 # Options with which a stopped run may go on.
 _MAY_CHANGE = (
     *("num_train_epochs", "per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit"),
-    *("cache_features", "feature_cache_dir"),
+    *("cache_features", "feature_cache_dir", "feature_cache_limit"),
 )
 
 

@@ -24,7 +24,14 @@ _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets",
 # Of this package's options, those that change nothing of it.
 _OF_NO_EFFECT = (
     *("per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit", "ddp_broadcast_buffers"),
-    *("eval_attack_steps", "eval_attack_step_size", "cache_features", "feature_cache_dir", "dataloader_num_workers"),
+    *(
+        "eval_attack_steps",
+        "eval_attack_step_size",
+        "cache_features",
+        "feature_cache_dir",
+        "feature_cache_limit",
+        "dataloader_num_workers",
+    ),
 )
 # Flags whose value is a secret, or says nothing to others.
 _DROPPED = (
