@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PLAIN, TIMM, TRANSFORMERS
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd, threat_model
 from hf_robust_transfer.modeling import classifier_layer
 from hf_robust_transfer.modeling.attack_copy import attack_copy
 from hf_robust_transfer.modeling.classifier import full_precision
 from hf_robust_transfer.randomness import fold_in
-from hf_robust_transfer.transfer import blocks, head_learning_rate
+from hf_robust_transfer.transfer import blocks
 
 TRAINABLE = [kind for kind in (*TIMM, *TRANSFORMERS) if kind != "hf-swin"]
 
@@ -314,30 +314,6 @@ def test_the_warm_start_has_a_learning_rate_of_its_own_and_ends_in_a_ramp(traine
     assert [sorted(groups) for groups in used] == [pytest.approx([rate]) for rate in rates]
 
 
-@pytest.mark.parametrize(("family", "size"), [("timm-convnext", 8), ("timm-vit", 8), ("timm-resnet", 32)])
-def test_the_heads_learning_rate_follows_from_the_features_and_is_stable(tiny, digit_batch, family, size):
-    classifier = PixelClassifier(*tiny(family))
-    images, labels = digit_batch(size=size, count=64)
-    rate = head_learning_rate(classifier.train(), images)
-    assert classifier.training
-    with torch.no_grad():
-        features = classifier.eval().outputs(images).features
-    assert rate == pytest.approx(10 / (1 + (features**2).sum(1).mean().item()), rel=0.05)  # two digits
-    # The loss of a head that SGD trains at this rate goes down all the way; at thirty times the rate it does not.
-    for factor, falls in ((1, True), (30, False)):
-        torch.manual_seed(0)
-        head = torch.nn.Linear(features.shape[1], 10)
-        optimizer = torch.optim.SGD(head.parameters(), lr=factor * rate, momentum=0.9)
-        losses = []
-        for _ in range(200):
-            loss = F.cross_entropy(head(features), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        assert (max(losses) == pytest.approx(losses[0], rel=0.05) and losses[-1] < losses[0]) == falls
-
-
 def test_training_again_after_an_interrupted_warm_start_trains_the_backbone(trainer_on):
     class Interrupt(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -482,29 +458,6 @@ def test_normalised_pixels_and_streams_are_refused(trainer_on):
         trainer_on(max_steps=1, trainer={"train_dataset": Stream()}).train()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"eps": "8"}, r"--eps=8 .* divide it by 255"),
-        ({"eps": "abc"}, r"--eps='abc' is not a number"),
-        ({"norm": "l7"}, r"--norm l7 is unknown: use linf or l2"),
-        ({"objective": "magic"}, r"--objective magic is unknown: use natural, .* or fast"),
-        ({"lwf_distance": "l3"}, r"--lwf_distance l3 is unknown"),
-        ({"freeze": "some"}, r"--freeze='some' must be"),
-        ({"attack_step_size": "0"}, r"--attack_step_size must be above 0"),
-        ({"eval_attack_step_size": "x"}, r"--eval_attack_step_size='x' is not a number"),
-        ({"attack_steps": 0}, r"--attack_steps 0 must be at least 1"),
-        ({"lwf_weight": -1.0}, r"--lwf_weight -1.0 must be at least 0"),
-        ({"warm_start_steps": 0.5, "freeze": "backbone"}, r"--warm_start_steps .* --freeze backbone"),
-        ({"label_smoothing_factor": 0.1}, r"--label_smoothing_factor is not supported"),
-        ({"bf16_full_eval": True}, r"--bf16_full_eval is not supported: robustness is judged in float32"),
-    ],
-)
-def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RobustTrainingArguments(str(tmp_path), **arguments)
-
-
 def test_more_frozen_blocks_than_there_are_is_refused(trainer_on):
     with pytest.raises(ValueError, match=r"freeze=99, but this backbone has \d+ blocks"):
         trainer_on(freeze="99")
@@ -518,16 +471,6 @@ def test_training_is_repeatable(trainer_on):
         trainer.train()
         weights.append(trainer.model.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_private_parts_of_the_base_class_are_overridden_where_it_has_no_public_hook():
-    overridden = {
-        name
-        for one in RobustTrainer.__mro__[: RobustTrainer.__mro__.index(Trainer)]
-        for name in vars(one)
-        if name.startswith("_") and not name.startswith("__") and hasattr(Trainer, name)
-    }
-    assert overridden == {"_get_train_sampler", "_push_from_checkpoint"}
 
 
 def test_a_radius_is_read_from_its_text_once_however_many_steps(trainer_on, monkeypatch):
