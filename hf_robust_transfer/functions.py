@@ -28,12 +28,12 @@ Length = Annotated[float, "above 0"]
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a function: a keyword-only parameter with a default.
+    """An option of a function: a keyword-only parameter with a default, or any parameter of a class.
 
     Args:
         name: the parameter's.
         kind: its annotation, or where it has none the type of its default.
-        default: what it is where nothing else is asked for.
+        default: what it is where nothing else is asked for; of a class, `inspect.Parameter.empty` where it must be given.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Option:
 
 
 def options_of(function: Callable[..., Any], *, but: Collection[str] = ()) -> dict[str, Option]:
-    """The options of a function by their names: its keyword-only parameters that have a default.
+    """The options of a function by their names: its keyword-only parameters that have a default; all those of a class.
 
     Args:
         function: any function, a class (for its constructor) or a `functools.partial`.
@@ -80,12 +80,14 @@ def options_of(function: Callable[..., Any], *, but: Collection[str] = ()) -> di
         >>> options_of(attack, but=["seed"])
         {'steps': Option(name='steps', kind=<class 'int'>, default=20)}
     """
-    written = function.__init__ if inspect.isclass(function) else getattr(function, "func", function)
-    hints = get_type_hints(written, include_extras=True)
+    of_class = inspect.isclass(function)
+    hints = get_type_hints(function.__init__ if of_class else getattr(function, "func", function), include_extras=True)
     return {
         name: Option(name, hints.get(name, type(parameter.default)), parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty and name not in but
+        if name not in but
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and (of_class or (parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty))
     }
 
 
@@ -108,7 +110,10 @@ def read_options(options: Mapping[str, Option], given: Mapping[str, str], of: st
         if name not in options:
             others = f", only {', '.join(options)}" if options else " and no others"
             raise UsageError(f"{of} has no option {name!r}{others}")
-    return {name: option.read(given[name]) if name in given else option.default for name, option in options.items()}
+    try:
+        return {name: option.read(given[name]) if name in given else option.default for name, option in options.items()}
+    except UsageError as error:
+        raise UsageError(f"{of}: {error}") from None
 
 
 def function_named(text: str, what: str) -> Callable[..., Any]:

@@ -86,9 +86,7 @@ def test_a_function_is_imported_from_the_working_directory(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     monkeypatch.chdir(tmp_path)
     assert function_named("mine_of_a_user:attack", "attack")(1) == 2
-    with pytest.raises(
-        UsageError, match=r"attack 'mine_of_a_user:atack': .* has no function 'atack': did you mean attack\?"
-    ):
+    with pytest.raises(UsageError, match=r"'mine_of_a_user:atack': .* has no function 'atack': did you mean attack\?"):
         function_named("mine_of_a_user:atack", "attack")
     with pytest.raises(UsageError, match="has no function 'value'"):
         function_named("mine_of_a_user:value", "attack")

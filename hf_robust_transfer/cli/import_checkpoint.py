@@ -24,9 +24,9 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
 from ..errors import UsageError
+from ..evaluation.accuracy import Accuracy
 from ..evaluation.chunks import attack_in_chunks
-from ..evaluation.metrics import compute_metric
-from ..evaluation.report import Accuracy
+from ..evaluation.subject import make_ready
 from ..hub import stand_alone
 from ..modeling import PixelClassifier, pixel_statistics
 from ..modeling.importing import ExternalCheckpoint, import_checkpoint, read_checkpoint
@@ -173,16 +173,13 @@ def _measured(
 
 def _clean_accuracy(classifier: PixelClassifier, dataset: PixelDataset) -> tuple[Accuracy, float]:
     """The accuracy on these images in float32, and that of always guessing their most frequent class."""
+    subject = make_ready(classifier, dataset)
     outcomes = [
-        attack_in_chunks(classifier, Subset(dataset, rows.tolist()), [], num_labels=len(classifier.labels), progress=False)
+        attack_in_chunks(subject, Subset(dataset, rows.tolist()), [], progress=False)
         for rows in tqdm(torch.arange(len(dataset)).split(100), desc="measuring accuracy", leave=False)
     ]
     labels = np.concatenate([outcome.labels for outcome in outcomes])
-    predictions = np.concatenate([outcome.clean for outcome in outcomes])
-    scores = compute_metric(
-        "robust_accuracy", predictions=predictions, adversarial_predictions=predictions, references=labels
-    )
-    accuracy = Accuracy(*(scores[name] for name in ("clean_accuracy", "clean_accuracy_lower", "clean_accuracy_upper")))
+    accuracy = Accuracy.of(labels == np.concatenate([outcome.clean for outcome in outcomes]))
     return accuracy, float(np.bincount(labels).max() / len(labels))
 
 

@@ -5,7 +5,7 @@ The evaluator with the interface of `evaluate` is `hf_robust_transfer.evaluation
 
 from .autoattack import autoattack
 from .metrics import load_metric
-from .named_attacks import parse_attack, parse_attacks
+from .named_attacks import attack_summaries, parse_attack, parse_attacks
 from .report import JSON_NAME, MARKDOWN_NAME, RobustnessReport
 from .robustness import DEFAULT_ATTACKS, evaluate_robustness
 
@@ -14,6 +14,7 @@ __all__ = [
     "JSON_NAME",
     "MARKDOWN_NAME",
     "RobustnessReport",
+    "attack_summaries",
     "autoattack",
     "evaluate_robustness",
     "load_metric",

@@ -50,7 +50,7 @@ def autoattack(
         cannot run with so few classes, and AutoAttack's own warnings.
 
     Raises:
-        ValueError: pixel bounds other than [0, 1], which AutoAttack cannot have.
+        UsageError: pixel bounds other than [0, 1], which AutoAttack cannot have.
 
     Example:
         >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +13,15 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..atomic import replacing
 from ..attacks.eval_mode import untouched
 from ..data import Indexed, as_pixels, collate
-from ..modeling.attack_copy import attack_copy
-from ..modeling.classifier import device_of, full_precision
-from ..randomness import fold_in
 from ..threat_model import ThreatModel
-from .named_attacks import Attack, Target
+from .subject import Subject
+from .target import Attack, Target
 
 
 class Task(NamedTuple):
@@ -40,8 +39,12 @@ class Task(NamedTuple):
     def key(self) -> str:
         """What tells its results from other tasks'."""
         options = ",".join(f"{name}={value}" for name, value in sorted(self.attack.options.items()))
-        key = f"{self.attack.kind}:{options} {self.threat_model.norm} {self.threat_model.eps:.9g}"
-        return " > ".join((*self.after, key))
+        key = f"{self.attack.kind}:{options} {self.threat_model.norm} {self.threat_model.eps:.9g} {self.attack.version}"
+        return " > ".join((*self.after, key.strip()))
+
+    def takes(self, chunk: int) -> bool:
+        """Whether this task is for the chunk with this number."""
+        return self.chunks is None or chunk < self.chunks
 
 
 @dataclass
@@ -67,17 +70,10 @@ class Outcomes(NamedTuple):
 
 
 def attack_in_chunks(
-    classifier: nn.Module,
+    subject: Subject,
     dataset: Any,
     tasks: Sequence[Task],
     *,
-    num_labels: int,
-    surrogate: nn.Module | None = None,
-    chunk_size: int = 50,
-    seed: int = 0,
-    precision: str = "float32",
-    compiled: bool = False,
-    identity: str = "",
     folder: Path | None = None,
     progress: bool = True,
 ) -> Outcomes:
@@ -88,16 +84,9 @@ def attack_in_chunks(
     threat model and is misclassified. One that only the attack held for fooled is attacked again, now in float32.
 
     Args:
-        classifier: maps [0, 1] images to logits, on its device.
+        subject: what is attacked, and how.
         dataset: map-style, yields ``{"pixel_values": (C, H, W) in [0, 1], "labels": int}``.
         tasks: what to run, in this order.
-        num_labels: how many labels the classifier has.
-        surrogate: another such classifier, for the attack ``transfer``.
-        chunk_size: samples per chunk, and the attacks' batch size.
-        seed: of all attacks.
-        precision: to craft attacks in: ``"float32"``, ``"bf16"`` or ``"fp16"``.
-        compiled: craft them on a model that went through `torch.compile`.
-        identity: tells this model from others, so that their results are not taken for its own.
         folder: where finished work is kept, and found again after a run that was stopped.
         progress: show a progress bar.
 
@@ -105,52 +94,38 @@ def attack_in_chunks(
         ValueError: a label that the classifier does not have, or pixels that are not in [0, 1].
     """
     state = PartialState()
-    indexed = Indexed(dataset, num_labels)
-    chunks = [range(first, min(first + chunk_size, len(indexed))) for first in range(0, len(indexed), chunk_size)]
+    indexed = Indexed(dataset, len(subject.labels))
+    size = subject.settings.chunk_size or len(indexed)
+    chunks = [range(first, min(first + size, len(indexed))) for first in range(0, len(indexed), size)]
     own = range(state.process_index, len(chunks), state.num_processes)
-    settings = json.dumps([identity, chunk_size, seed, precision])
-    device = device_of(classifier)
-    sample = as_pixels(collate([indexed[index] for index in range(min(2, len(indexed)))])["pixel_values"].to(device))
-    attacked_as = attack_copy(classifier, sample, precision, compiled=compiled)
-    surrogate_as = None if surrogate is None else attack_copy(surrogate, sample, precision, compiled=compiled)
-    exact = _exact(classifier)
-    total = sum(len(chunks[number]) for number in own for task in tasks if task.chunks is None or number < task.chunks)
+    total = sum(len(chunks[number]) for number in own for task in tasks if task.takes(number))
     records: list[dict[str, Any]] = []
-    with untouched(classifier), tqdm(total=total, disable=not (progress and state.is_main_process), unit="image") as bar:
+    with (
+        untouched(subject.classifier),
+        tqdm(total=total, disable=not (progress and state.is_main_process), unit="image") as bar,
+    ):
         for number in own:
             batch = collate([indexed[index] for index in chunks[number]])
             file = None if folder is None else folder / f"chunk-{number:06d}.json"
-            record = _begun(file, settings, batch["pixel_values"])
-            record["number"] = number
-            images, labels, indices = (batch[name].to(device) for name in ("pixel_values", "labels", "indices"))
+            record = _begun(file, _identity(subject), batch["pixel_values"])
+            images, labels, indices = (batch[name].to(subject.device) for name in ("pixel_values", "labels", "indices"))
             images = as_pixels(images)
             with torch.no_grad():
-                clean = exact(images).argmax(1)
-            record["labels"], record["clean"] = labels.tolist(), clean.tolist()
+                clean = subject.exact(images).argmax(1)
+            record |= {"number": number, "labels": labels.tolist(), "clean": clean.tolist()}
             records.append(record)
             for task in tasks:
-                if task.chunks is not None and number >= task.chunks:
+                if not task.takes(number):
                     continue
                 bar.set_description(task.attack.name)
                 if task.key not in record["tasks"]:
                     attacked = clean == labels
                     for earlier in task.after:
-                        attacked &= torch.tensor(record["tasks"][earlier]["predictions"], device=device) == labels
+                        attacked &= torch.tensor(record["tasks"][earlier]["predictions"], device=labels.device) == labels
                     rows = attacked.nonzero()[:, 0]
-                    target = Target(
-                        attacked_as,
-                        exact,
-                        surrogate_as,
-                        precision,
-                        images[rows],
-                        labels[rows],
-                        indices[rows],
-                        task.threat_model,
-                        seed,
-                        fold_in(seed, number),
-                        bar.set_postfix_str,
-                    )
-                    record["tasks"][task.key] = _attack(task, target, clean, rows)
+                    samples = (images[rows], labels[rows], indices[rows])
+                    target = Target(subject, *samples, task.threat_model, number, bar.set_postfix_str)
+                    record["tasks"][task.key] = _attack(task.attack, target, clean, rows)
                     if file is not None:
                         _write(file, record)
                 bar.update(len(labels))
@@ -158,36 +133,37 @@ def attack_in_chunks(
     return _gathered(records, tasks)
 
 
-def _exact(classifier: nn.Module) -> Callable[[Tensor], Tensor]:
-    def exact(images: Tensor) -> Tensor:
-        with full_precision(classifier):
-            return classifier(images)
-
-    return exact
-
-
-def _attack(task: Task, target: Target, clean: Tensor, rows: Tensor) -> dict[str, Any]:
-    """The record of one task on one chunk; ``rows`` are the attacked samples' places in it."""
+def _attack(attack: Attack, target: Target, clean: Tensor, rows: Tensor) -> dict[str, Any]:
+    """The record of one attack on one chunk; ``rows`` are the attacked samples' places in it."""
     began = time.perf_counter()
     predictions = clean.clone()
     remarks: list[str] = []
     if len(rows):
-        adversarial, claimed, remarks = task.attack(target)
+        subject, threat_model = target.subject, target.threat_model
+        adversarial, claimed, remarks = attack.run(target)
         with torch.no_grad():
-            judged = target.exact(adversarial).argmax(1)
+            judged = subject.exact(adversarial).argmax(1)
             denied = claimed & (judged == target.labels)
             if denied.any():
                 again = {name: getattr(target, name)[denied] for name in ("images", "labels", "indices")}
-                attacked = task.attack(target._replace(classifier=target.exact, precision="float32", **again))
+                attacked = attack.run(target._replace(subject=subject.in_float32(), **again))
                 adversarial[denied] = attacked.images
-                judged[denied] = target.exact(attacked.images).argmax(1)
-        low, high = task.threat_model.bounds
-        allowed = task.threat_model.distance(adversarial, target.images) <= task.threat_model.eps + 1e-6
+                judged[denied] = subject.exact(attacked.images).argmax(1)
+        low, high = threat_model.bounds
+        allowed = threat_model.distance(adversarial, target.images) <= threat_model.eps + 1e-6
         allowed &= ((adversarial >= low) & (adversarial <= high)).flatten(1).all(1)
         predictions[rows] = torch.where(allowed, judged, target.labels)
         if not allowed.all():
             remarks = [*remarks, "examples outside the threat model did not count"]
     return {"predictions": predictions.tolist(), "seconds": time.perf_counter() - began, "remarks": remarks}
+
+
+def _identity(subject: Subject) -> str:
+    """What an earlier start's work must agree in, to be used."""
+    settings = subject.settings
+    return json.dumps(
+        [version("hf-robust-transfer"), subject.identity, settings.chunk_size, settings.seed, settings.precision]
+    )
 
 
 def _begun(file: Path | None, settings: str, pixels: Tensor) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """An evaluator with the interface of `evaluate`'s own, whose images are attacked before the model sees them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -8,17 +8,17 @@ import torch
 from datasets import Dataset
 from evaluate import EvaluationModule
 from evaluate.evaluator.base import Evaluator
+from torch import Tensor
 from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
 
 from ..data import PixelDataset
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
-from ..modeling.attack_copy import choose_precision
-from ..modeling.classifier import device_of
 from ..threat_model import ThreatModel
 from .chunks import Outcomes, Task, attack_in_chunks
 from .metrics import METRICS, load_metric
 from .named_attacks import parse_attacks
+from .subject import Settings, make_ready
 
 
 class RobustnessEvaluator(Evaluator):
@@ -31,7 +31,7 @@ class RobustnessEvaluator(Evaluator):
 
     Args:
         threat_model: what the adversary may do.
-        attack: one attack, as `parse_attack` reads it.
+        attack: one attack, as `parse_attack` reads it, or a function of your own.
         seed: of the attack.
         chunk_size: images attacked at a time.
         precision: to craft the attack in, as for `evaluate_robustness`.
@@ -45,16 +45,16 @@ class RobustnessEvaluator(Evaluator):
     def __init__(
         self,
         threat_model: ThreatModel,
-        attack: str = "pgd-20",
+        attack: str | Callable[..., Tensor] = "pgd-20",
         *,
         seed: int = 0,
         chunk_size: int = 50,
         precision: str = "auto",
     ) -> None:
-        (parsed,) = parse_attacks([attack], surrogate=False)
+        (parsed,) = parse_attacks([attack], surrogate=False, norm=threat_model.norm)
         super().__init__("image-classification", default_metric_name="robust_accuracy")
-        self.threat_model, self.attack, self.seed, self.chunk_size = threat_model, parsed, seed, chunk_size
-        self.precision = precision
+        self.threat_model, self.attack = threat_model, parsed
+        self.settings = Settings(seed=seed, precision=precision, chunk_size=chunk_size)
 
     def compute(
         self,
@@ -93,7 +93,7 @@ class RobustnessEvaluator(Evaluator):
             The metric's values, and time: ``total_time_in_seconds``, ``samples_per_second``, ``latency_in_seconds``.
 
         Raises:
-            ValueError: a missing column, no model or no data, or labels that the model does not have.
+            UsageError: a missing column, no model or no data, or labels that the model does not have.
         """
         if tokenizer is not None:
             raise UsageError("an image classifier has no tokenizer: leave it out")
@@ -115,16 +115,9 @@ class RobustnessEvaluator(Evaluator):
 
         task = Task(self.attack, self.threat_model)
         began = perf_counter()
-        outcomes = attack_in_chunks(
-            classifier,
-            PixelDataset(images, processor, "evaluation"),
-            [task],
-            num_labels=len(classifier.labels),
-            chunk_size=self.chunk_size,
-            seed=self.seed,
-            precision=choose_precision(self.precision, device_of(classifier)),
-            progress=False,
-        )
+        dataset = PixelDataset(images, processor, "evaluation")
+        subject = make_ready(classifier, dataset, self.settings)
+        outcomes = attack_in_chunks(subject, dataset, [task], progress=False)
         time = self._compute_time_perf(began, perf_counter(), len(images))
         module = self.prepare_metric(metric)
         inputs = self.predictions_processor(outcomes, task)

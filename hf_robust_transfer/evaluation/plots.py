@@ -1,18 +1,17 @@
 """The pictures of an evaluation: accuracy against ε, and adversarial examples one can look at."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from ..attacks import early_stopping_pgd
 from ..data import as_pixels, collate
-from ..modeling.classifier import device_of, full_precision
+from ..modeling.classifier import full_precision
 from ..threat_model import ThreatModel
 from .report import RobustnessReport, eps_text
+from .subject import Subject
 
 CURVE_NAME, EXAMPLES_NAME = "robustness_curve.png", "robustness_examples.png"
 # Of the colour-blind safe palette of Okabe and Ito.
@@ -68,33 +67,29 @@ def plot_curve(report: RobustnessReport, file: str | Path) -> None:
 
 
 def plot_examples(
-    classifier: nn.Module,
+    subject: Subject,
     dataset: Any,
     threat_model: ThreatModel,
-    labels: Sequence[str],
     file: str | Path,
     *,
     title: str,
-    seed: int = 0,
     columns: int = 6,
     look_at: int = 100,
 ) -> None:
     """Draw clean images, PGD-20 perturbations and adversarial images of the first samples, with both predictions.
 
     Args:
-        classifier: maps [0, 1] images to logits.
+        subject: what is attacked.
         dataset: as for `evaluate_robustness`.
         threat_model: what the perturbations may be.
-        labels: the labels' names.
         file: the PNG to write.
         title: above the picture.
-        seed: of the attack.
         columns: at most so many samples: the first of the correctly classified ones.
         look_at: search among so many first samples.
     """
     batch = collate([{**dataset[index], "indices": index} for index in range(min(look_at, len(dataset)))])
-    device = device_of(classifier)
-    images, truth, indices = (batch[name].to(device) for name in ("pixel_values", "labels", "indices"))
+    classifier, labels = subject.classifier, subject.labels
+    images, truth, indices = (batch[name].to(subject.device) for name in ("pixel_values", "labels", "indices"))
     images = as_pixels(images)
     with full_precision(classifier):
         with torch.no_grad():
@@ -102,7 +97,8 @@ def plot_examples(
         images, truth, indices = images[rows], truth[rows], indices[rows]
         if not len(rows):
             return
-        adversarial, _ = early_stopping_pgd(classifier, images, truth, threat_model, seed=seed, indices=indices)
+        keyed: dict[str, Any] = {"seed": subject.settings.seed, "indices": indices}
+        adversarial, _ = early_stopping_pgd(classifier, images, truth, threat_model, **keyed)
         with torch.no_grad():
             fooled_as, confidence = classifier(adversarial).softmax(1).max(1)[::-1]
             clean_confidence = classifier(images).softmax(1).amax(1)

@@ -31,23 +31,12 @@ from typing import Any
 
 from ..atomic import replacing
 from ..errors import UsageError
+from .accuracy import Accuracy
 from .self_checks import SelfCheck
 
 SCHEMA_VERSION = 1
 JSON_NAME, MARKDOWN_NAME = "robustness.json", "robustness.md"
 _UPPER_BOUNDS = "AutoAttack was not among the attacks: take the robust accuracies as upper bounds."
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A share of samples with its 95 % Wilson interval."""
-
-    value: float
-    lower: float
-    upper: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.lower:.1%} – {self.upper:.1%})"
 
 
 @dataclass(frozen=True)
@@ -136,7 +125,7 @@ class RobustnessReport:
         """Read ``robustness.json`` of a folder.
 
         Raises:
-            ValueError: there is none, it cannot be read, or it has another schema version.
+            UsageError: there is none, it cannot be read, or it has another schema version.
         """
         file = Path(folder, JSON_NAME)
         try:

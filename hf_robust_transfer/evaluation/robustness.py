@@ -2,26 +2,23 @@
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import as_pixels, collate
-from ..errors import UsageError
-from ..modeling.attack_copy import choose_precision
-from ..modeling.classifier import device_of, weights_sha256
 from ..threat_model import ThreatModel
+from .accuracy import Accuracy, by_class, counted
 from .chunks import Outcomes, Task, attack_in_chunks
-from .metrics import compute_metric
-from .named_attacks import Attack, parse_attack, parse_attacks
-from .report import Accuracy, AttackResult, ClassResult, CurvePoint, RobustnessReport
+from .named_attacks import parse_attack, parse_attacks
+from .report import AttackResult, ClassResult, CurvePoint, RobustnessReport
 from .self_checks import (
     SUBSAMPLE_ATTACKS,
     SelfCheck,
@@ -31,6 +28,8 @@ from .self_checks import (
     order,
     vanishing_gradients,
 )
+from .subject import Settings, Subject, make_ready
+from .target import Attack
 
 DEFAULT_ATTACKS = ("fgsm", "pgd-20", "cw-100")
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4)
@@ -41,7 +40,7 @@ def evaluate_robustness(
     classifier: nn.Module,
     dataset: Any,
     threat_model: ThreatModel,
-    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    attacks: Sequence[str | Callable[..., Tensor]] = DEFAULT_ATTACKS,
     *,
     labels: Sequence[str] | None = None,
     surrogate: nn.Module | None = None,
@@ -71,7 +70,7 @@ def evaluate_robustness(
         dataset: map-style, yields ``{"pixel_values": float (C, H, W) in [0, 1], "labels": int}``, at the model's
             resolution, where ε applies; `PixelDataset` does it.
         threat_model: norm, ε and pixel bounds.
-        attacks: their names, as `parse_attack` reads them.
+        attacks: their names, as `parse_attack` reads them, or functions of your own, as for `own_attack`.
         labels: the labels' names, by default those of a `PixelClassifier`.
         surrogate: another classifier of the same labels, which ``transfer`` crafts its examples on.
         cascade: leave out samples that an earlier attack fooled: faster, but only the worst case is reported.
@@ -90,7 +89,7 @@ def evaluate_robustness(
         The report.
 
     Raises:
-        ValueError: no samples, no attacks or one that is listed twice or unknown, no surrogate for ``transfer``, an
+        UsageError: no samples, no attacks or one that is listed twice or unknown, no surrogate for ``transfer``, an
             unknown precision, or data or labels that do not suit the classifier.
 
     Example:
@@ -101,53 +100,64 @@ def evaluate_robustness(
         >>> report.worst_case.value <= report.clean.value
         True
     """
-    began = time.perf_counter()
-    if not len(dataset):
-        raise UsageError("there is no sample to evaluate on")
-    chosen = parse_attacks(attacks, surrogate=surrogate is not None)
-    device = device_of(classifier)
-    precision = choose_precision(precision, device)
-    chunk_size = chunk_size or (50 if device.type == "cpu" else 500)
-    labels = getattr(classifier, "labels", None) if labels is None else labels
-    if labels is None:
-        raise UsageError(f"{type(classifier).__name__} does not know the names of its labels: pass them as labels=")
-    shape = tuple(dataset[0]["pixel_values"].shape)
-
-    main = _main_tasks(chosen, threat_model, cascade)
-    pgd_20 = parse_attack("pgd-20")
-    radii = [min(factor * threat_model.eps, _widest(threat_model)) for factor in CURVE_FACTORS]
-    curve = [Task(pgd_20, ThreatModel(threat_model.norm, eps, threat_model.bounds)) for eps in dict.fromkeys(radii)]
-    checks = {name: Task(parse_attack(name), threat_model) for name in SUBSAMPLE_ATTACKS}
-    checks["huge"] = Task(pgd_20, huge_threat_model(threat_model, shape))
-    wanted = [
-        *main,
-        *(task._replace(chunks=-(-self_check_samples // chunk_size)) for task in checks.values()),
-        *(task._replace(chunks=-(-curve_samples // chunk_size)) for task in curve),
-    ]
-    weights = weights_sha256(classifier)
-    outcomes = attack_in_chunks(
-        classifier,
-        dataset,
-        _merged(wanted),
-        num_labels=len(labels),
-        surrogate=surrogate,
-        chunk_size=chunk_size,
+    chosen = parse_attacks(attacks, surrogate=surrogate is not None, norm=threat_model.norm)
+    settings = Settings(
         seed=seed,
         precision=precision,
         compiled=compiled,
-        identity=f"{version('hf-robust-transfer')} {weights} {'' if surrogate is None else weights_sha256(surrogate)}",
+        chunk_size=chunk_size,
+        cascade=cascade,
+        self_check_samples=self_check_samples,
+        curve_samples=curve_samples,
+    )
+    subject = make_ready(classifier, dataset, settings, labels=labels, surrogate=surrogate)
+    return evaluate_subject(
+        subject,
+        dataset,
+        threat_model,
+        chosen,
+        model_name=model_name,
+        data_name=data_name,
+        split=split,
         folder=None if resume_folder is None else Path(resume_folder),
         progress=progress,
     )
-    predictions = {attack.name: outcomes.tasks[task.key].predictions for attack, task in zip(chosen, main, strict=True)}
+
+
+def evaluate_subject(
+    subject: Subject,
+    dataset: Any,
+    threat_model: ThreatModel,
+    attacks: Sequence[Attack],
+    *,
+    model_name: str,
+    data_name: str,
+    split: str,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> RobustnessReport:
+    """What `evaluate_robustness` does, once the classifier is made ready and the attacks are read.
+
+    Args:
+        subject: as `make_ready` gives it.
+        dataset, threat_model, model_name, data_name, split, progress: as for `evaluate_robustness`.
+        attacks: as `parse_attacks` gives them.
+        folder: finished work is kept there, and found again when the evaluation is started again.
+    """
+    began = time.perf_counter()
+    settings = subject.settings
+    plan = _planned(subject, threat_model, attacks)
+    outcomes = attack_in_chunks(subject, dataset, plan.tasks, folder=folder, progress=progress)
+    ran = {attack.name: outcomes.tasks[task.key] for attack, task in zip(attacks, plan.main, strict=True)}
+    predictions = {name: outcome.predictions for name, outcome in ran.items()}
     return RobustnessReport(
-        model={"name": model_name, "weights_sha256": weights, "input_shape": list(shape)},
+        model={"name": model_name, "weights_sha256": subject.weights, "input_shape": list(subject.shape)},
         data={"name": data_name, "split": split, "samples": len(dataset), "pixels_sha256": outcomes.pixels},
         threat_model={"norm": threat_model.norm, "eps": threat_model.eps, "bounds": list(threat_model.bounds)},
-        settings={"seed": seed, "precision": precision, "chunk_size": chunk_size, "cascade": cascade},
-        **_accuracies(outcomes, chosen, main, predictions, labels, cascade),
-        self_checks=_self_checks(classifier, dataset, outcomes, checks, chosen, predictions, cascade, self_check_samples),
-        curve=_curve(outcomes, curve, curve_samples),
+        settings={name: getattr(settings, name) for name in ("seed", "precision", "chunk_size", "cascade")},
+        **_accuracies(subject, attacks, outcomes, plan.main),
+        self_checks=_self_checks(subject, dataset, attacks, outcomes, plan),
+        curve=_curve(outcomes, plan.curve),
         predictions={
             "labels": outcomes.labels.tolist(),
             "clean": outcomes.clean.tolist(),
@@ -159,141 +169,121 @@ def evaluate_robustness(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {
                 "total": time.perf_counter() - began,
-                "attacks": {
-                    attack.name: outcomes.tasks[task.key].seconds for attack, task in zip(chosen, main, strict=True)
-                },
+                "attacks": {name: outcome.seconds for name, outcome in ran.items()},
             },
             "processes": PartialState().num_processes,
         },
     )
 
 
-def _main_tasks(attacks: Sequence[Attack], threat_model: ThreatModel, cascade: bool) -> list[Task]:
-    tasks: list[Task] = []
+class _Plan(NamedTuple):
+    """The tasks of an evaluation: of its attacks, of its self-checks by name, of its curve; without those not wanted."""
+
+    main: list[Task]
+    checks: dict[str, Task]
+    curve: list[Task]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """Each task once, with as many chunks as its neediest mention asks for."""
+        merged: dict[str, Task] = {}
+        for task in (*self.main, *self.checks.values(), *self.curve):
+            known = merged.get(task.key, task)
+            wanted = None if known.chunks is None or task.chunks is None else max(known.chunks, task.chunks)
+            merged[task.key] = known._replace(chunks=wanted)
+        return list(merged.values())
+
+
+def _planned(subject: Subject, threat_model: ThreatModel, attacks: Sequence[Attack]) -> _Plan:
+    settings = subject.settings
+    size = settings.chunk_size or 1
+    main: list[Task] = []
     for attack in attacks:
-        tasks.append(Task(attack, threat_model, None, tuple(task.key for task in tasks) if cascade else ()))
-    return tasks
+        main.append(Task(attack, threat_model, None, tuple(task.key for task in main) if settings.cascade else ()))
+    checks: dict[str, Task] = {}
+    pgd_20 = parse_attack("pgd-20")
+    if settings.self_check_samples:
+        chunks = -(-settings.self_check_samples // size)
+        checks = {name: Task(parse_attack(name), threat_model, chunks) for name in SUBSAMPLE_ATTACKS}
+        checks["huge"] = Task(pgd_20, huge_threat_model(threat_model, subject.shape), chunks)
+    curve: list[Task] = []
+    if settings.curve_samples:
+        low, high = threat_model.bounds
+        widest = high - low if threat_model.norm == "linf" else float("inf")
+        for eps in dict.fromkeys(min(factor * threat_model.eps, widest) for factor in CURVE_FACTORS):
+            at = ThreatModel(threat_model.norm, eps, threat_model.bounds)
+            curve.append(Task(pgd_20, at, -(-settings.curve_samples // size)))
+    return _Plan(main, checks, curve)
 
 
-def _merged(tasks: Sequence[Task]) -> list[Task]:
-    """Each task once, with as many chunks as its neediest mention asks for."""
-    merged: dict[str, Task] = {}
-    for task in tasks:
-        known = merged.get(task.key, task)
-        wanted = None if known.chunks is None or task.chunks is None else max(known.chunks, task.chunks)
-        merged[task.key] = known._replace(chunks=wanted)
-    return [task for task in merged.values() if task.chunks != 0]
-
-
-def _widest(threat_model: ThreatModel) -> float:
-    low, high = threat_model.bounds
-    return high - low if threat_model.norm == "linf" else float("inf")
-
-
-def _accuracies(
-    outcomes: Outcomes,
-    attacks: Sequence[Attack],
-    tasks: Sequence[Task],
-    predictions: dict[str, np.ndarray[Any, Any]],
-    labels: Sequence[str],
-    cascade: bool,
-) -> dict[str, Any]:
-    """The parts of the report that are accuracies, all of them computed by the metric."""
-    truth, clean = outcomes.labels, outcomes.clean
-    fooled = np.stack([values != truth for values in predictions.values()])
-    # The wrong class that the first successful attack led to; without any, the right one.
-    worst = np.where(fooled.any(0), np.stack(list(predictions.values()))[fooled.argmax(0), np.arange(len(truth))], truth)
-    whole = {name: _measure(truth, clean, values) for name, values in predictions.items()}
-    rows = {label: truth == index for index, label in enumerate(labels) if (truth == index).any()}
-    worst_case = _measure(truth, clean, worst)
+def _accuracies(subject: Subject, attacks: Sequence[Attack], outcomes: Outcomes, tasks: Sequence[Task]) -> dict[str, Any]:
+    """The parts of the report that are accuracies; in a cascade, no attack has one of its own."""
+    truth, cascade = outcomes.labels, subject.settings.cascade
+    right = outcomes.clean == truth
+    ran = [outcomes.tasks[task.key] for task in tasks]
+    robust = {attack.name: right & (each.predictions == truth) for attack, each in zip(attacks, ran, strict=True)}
+    everywhere = np.logical_and.reduce(list(robust.values()))
+    present = np.unique(truth).tolist()
+    of_class = {name: by_class(held, truth, present) for name, held in robust.items() if not cascade}
+    results = []
+    for attack, outcome in zip(attacks, ran, strict=True):
+        measured = (None, None) if cascade else counted(right, robust[attack.name])
+        results.append(AttackResult(attack.name, attack.kind, attack.options, outcome.remarks, *measured))
+    rows = zip(present, by_class(right, truth, present), by_class(everywhere, truth, present), strict=True)
     return {
-        "clean": worst_case["clean_accuracy"],
-        "worst_case": worst_case["robust_accuracy"],
-        "attacks": [
-            AttackResult(
-                attack.name,
-                attack.kind,
-                attack.options,
-                outcomes.tasks[task.key].remarks,
-                None if cascade else whole[attack.name]["robust_accuracy"],
-                None if cascade else whole[attack.name]["attack_success_rate"],
-            )
-            for attack, task in zip(attacks, tasks, strict=True)
-        ],
+        "clean": Accuracy.of(right),
+        "worst_case": Accuracy.of(everywhere),
+        "attacks": results,
         "per_class": [
             ClassResult(
-                label,
-                int(mask.sum()),
-                of_class["clean_accuracy"],
-                of_class["robust_accuracy"],
-                {}
-                if cascade
-                else {
-                    name: _measure(truth, clean, values, mask)["robust_accuracy"] for name, values in predictions.items()
-                },
+                subject.labels[label],
+                int((truth == label).sum()),
+                clean,
+                worst_case,
+                {name: values[row] for name, values in of_class.items()},
             )
-            for label, mask in rows.items()
-            for of_class in [_measure(truth, clean, worst, mask)]
+            for row, (label, clean, worst_case) in enumerate(rows)
         ],
-    }
-
-
-def _measure(
-    labels: np.ndarray[Any, Any],
-    clean: np.ndarray[Any, Any],
-    adversarial: np.ndarray[Any, Any],
-    rows: Any = slice(None),
-) -> dict[str, Accuracy]:
-    columns = {"predictions": clean, "adversarial_predictions": adversarial, "references": labels}
-    values = compute_metric("robust_accuracy", **{name: column[rows] for name, column in columns.items()})
-    return {
-        name: Accuracy(values[name], values[f"{name}_lower"], values[f"{name}_upper"])
-        for name in ("clean_accuracy", "robust_accuracy", "attack_success_rate")
     }
 
 
 def _self_checks(
-    classifier: nn.Module,
-    dataset: Any,
-    outcomes: Outcomes,
-    tasks: dict[str, Task],
-    attacks: Sequence[Attack],
-    predictions: dict[str, np.ndarray[Any, Any]],
-    cascade: bool,
-    samples: int,
+    subject: Subject, dataset: Any, attacks: Sequence[Attack], outcomes: Outcomes, plan: _Plan
 ) -> list[SelfCheck]:
-    if not samples:
+    if not plan.checks:
         return []
-    ran = {name: outcomes.tasks[task.key].predictions for name, task in tasks.items()}
+    truth = outcomes.labels
+    ran = {name: outcomes.tasks[task.key].predictions for name, task in plan.checks.items()}
     count = min(len(values) for values in ran.values())  # in whole chunks; one listed as an attack has them all
-    robust = {name: values[:count] == outcomes.labels[:count] for name, values in ran.items()}
-    batch = collate([dataset[index] for index in range(min(samples, count))])
-    device = device_of(classifier)
-    white_box = min(("pgd-20", "pgd-100"), key=lambda name: robust[name].mean())
-    everywhere = {} if cascade else {name: values == outcomes.labels for name, values in predictions.items()}
+    robust = {name: (name, values[:count] == truth[:count]) for name, values in ran.items()}
+    batch = collate([dataset[index] for index in range(min(subject.settings.self_check_samples, count))])
+    images, labels = (batch[name].to(subject.device) for name in ("pixel_values", "labels"))
+    white_box = min(("pgd-20", "pgd-100"), key=lambda name: robust[name][1].mean())
+    everywhere = {
+        attack.name: outcomes.tasks[task.key].predictions == truth for attack, task in zip(attacks, plan.main, strict=True)
+    }
     return [
-        no_robustness_at_huge_eps(robust["huge"], tasks["huge"].threat_model),
-        at_least_as_strong("more_steps", ("pgd-100", robust["pgd-100"]), ("pgd-20", robust["pgd-20"])),
-        at_least_as_strong("gradient_beats_noise", ("pgd-20", robust["pgd-20"]), ("noise", robust["noise"]), strictly=True),
-        at_least_as_strong("steps_beat_one_step", ("pgd-20", robust["pgd-20"]), ("fgsm", robust["fgsm"])),
-        at_least_as_strong("one_step_beats_noise", ("fgsm", robust["fgsm"]), ("noise", robust["noise"])),
-        at_least_as_strong(
-            "white_box_beats_black_box", (white_box, robust[white_box]), ("square-500", robust["square-500"])
-        ),
-        vanishing_gradients(classifier, as_pixels(batch["pixel_values"].to(device)), batch["labels"].to(device)),
-        *(order(everywhere, attacks) if everywhere else []),
+        no_robustness_at_huge_eps(robust["huge"][1], plan.checks["huge"].threat_model),
+        at_least_as_strong("more_steps", robust["pgd-100"], robust["pgd-20"]),
+        at_least_as_strong("gradient_beats_noise", robust["pgd-20"], robust["noise"], strictly=True),
+        at_least_as_strong("steps_beat_one_step", robust["pgd-20"], robust["fgsm"]),
+        at_least_as_strong("one_step_beats_noise", robust["fgsm"], robust["noise"]),
+        at_least_as_strong("white_box_beats_black_box", robust[white_box], robust["square-500"]),
+        vanishing_gradients(subject.classifier, as_pixels(images), labels),
+        *([] if subject.settings.cascade else order(everywhere, attacks)),
     ]
 
 
-def _curve(outcomes: Outcomes, tasks: Sequence[Task], samples: int) -> list[CurvePoint]:
-    if not samples:
+def _curve(outcomes: Outcomes, tasks: Sequence[Task]) -> list[CurvePoint]:
+    if not tasks:
         return []
     ran = [outcomes.tasks[task.key].predictions for task in tasks]
     count = min(len(values) for values in ran)
-    labels, clean = outcomes.labels[:count], outcomes.clean[:count]
-    points = [CurvePoint(0.0, count, _measure(labels, clean, clean)["clean_accuracy"])]
+    labels = outcomes.labels[:count]
+    right = outcomes.clean[:count] == labels
+    points = [CurvePoint(0.0, count, Accuracy.of(right))]
     for task, values in zip(tasks, ran, strict=True):
-        points.append(CurvePoint(task.threat_model.eps, count, _measure(labels, clean, values[:count])["robust_accuracy"]))
+        points.append(CurvePoint(task.threat_model.eps, count, Accuracy.of(right & (values[:count] == labels))))
     return points
 
 

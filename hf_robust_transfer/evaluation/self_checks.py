@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..attacks.eval_mode import untouched
 from ..modeling.classifier import full_precision
 from ..threat_model import ThreatModel
-from .named_attacks import Attack
+from .target import Attack
 
 SUBSAMPLE_ATTACKS = ("noise", "fgsm", "pgd-20", "pgd-100", "square-500")
 # At a huge ε hardly an image may remain; hardly an image may be without a gradient.

@@ -11,8 +11,9 @@ from PIL import Image
 
 from ..data import to_pixels
 from ..evaluation import JSON_NAME, RobustnessReport
+from ..evaluation.accuracy import Accuracy
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
-from ..evaluation.report import Accuracy, eps_text
+from ..evaluation.report import eps_text
 from ..modeling import PixelClassifier, load_model
 from ..modeling.classifier import weights_sha256
 from ..run_folder import RECORD_NAME

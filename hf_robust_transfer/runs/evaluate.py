@@ -13,9 +13,9 @@ from ..errors import UsageError
 from ..evaluation.named_attacks import parse_attacks
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
 from ..evaluation.report import JSON_NAME, MARKDOWN_NAME, RobustnessReport, shown
-from ..evaluation.robustness import DEFAULT_ATTACKS, evaluate_robustness
+from ..evaluation.robustness import DEFAULT_ATTACKS, evaluate_subject
+from ..evaluation.subject import Settings, make_ready
 from ..modeling import PixelClassifier, load_model
-from ..modeling.attack_copy import choose_precision
 from ..threat_model import ThreatModel, parse_eps
 
 
@@ -38,7 +38,8 @@ class EvaluationArguments:
         default_factory=lambda: list(DEFAULT_ATTACKS),
         metadata={
             "help": "fgsm, pgd-20, pgd-100:restarts=5, cw-100 (margin loss), autoattack or one of its members (apgd-ce,"
-            " apgd-t, fab-t, square, …), transfer (needs --surrogate), noise. Numbers are steps, draws or queries."
+            " apgd-t, fab-t, square, …), transfer (needs --surrogate), noise, foolbox:NAME, or MODULE:FUNCTION of your own."
+            " Numbers are steps, draws or queries; options follow a colon."
         },
     )
     surrogate: str | None = field(
@@ -84,14 +85,41 @@ class EvaluationArguments:
 
     def __post_init__(self) -> None:
         parse_attacks(self.attacks, surrogate=self.surrogate is not None)
+        self.settings()
+
+    def settings(self, *, seed: int = 0) -> Settings:
+        """How to carry the evaluation out.
+
+        Args:
+            seed: where none is given.
+
+        Raises:
+            UsageError: an option is out of range; the message names its flag.
+        """
         try:
-            choose_precision(self.precision, torch.device("cpu"))
+            return Settings(
+                seed=seed if self.seed is None else self.seed,
+                precision=self.precision,
+                compiled=self.torch_compile,
+                chunk_size=self.chunk_size,
+                cascade=self.cascade,
+                self_check_samples=self.self_check_samples,
+                curve_samples=self.curve_samples,
+            )
         except ValueError as error:
             raise UsageError(f"--{error}") from None
-        least = {"chunk_size": 1, "self_check_samples": 0, "curve_samples": 0}
-        for name, smallest in least.items():
-            if getattr(self, name) is not None and getattr(self, name) < smallest:
-                raise UsageError(f"--{name} {getattr(self, name)} must be at least {smallest}")
+
+    def threat_model(self, trained_for: dict[str, Any]) -> ThreatModel:
+        """What the adversary may do: as given, else as a checkpoint was trained for.
+
+        Args:
+            trained_for: what the checkpoint says about its training.
+        """
+        norm, eps = self.norm or trained_for.get("norm", "linf"), self.eps or trained_for.get("eps", "8/255")
+        try:
+            return ThreatModel(norm, parse_eps(eps))
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
 
 
 def evaluate_checkpoint(
@@ -131,72 +159,52 @@ def evaluate_checkpoint(
     with state.main_process_first():
         model, processor = load_model(name, revision=revision, **hub_options)
     trained_for: dict[str, Any] = getattr(model.config, "robust_training", {})
-    try:
-        threat_model = ThreatModel(
-            args.norm or trained_for.get("norm", "linf"),
-            parse_eps(args.eps or trained_for.get("eps", "8/255")),
-        )
-    except ValueError as error:
-        raise UsageError(f"--{error}") from None
+    threat_model = args.threat_model(trained_for)
+    attacks = parse_attacks(args.attacks, surrogate=args.surrogate is not None, norm=threat_model.norm)
     classifier = PixelClassifier(model.to(state.device), processor)
+    surrogate = _surrogate(args.surrogate, classifier, hub_options)
     trained_seed = trained_for.get("seed", 0)
-    seed = trained_seed if args.seed is None else args.seed
+    settings = args.settings(seed=trained_seed)
+    data = _data(data, trained_for)
+    seeds = {"seed": trained_seed, "subset_seed": settings.seed}
     with state.main_process_first():
-        data_args = _data(data, trained_for)
-        images, split = load_evaluation_split(
-            data_args,
-            labels=classifier.labels,
-            split=args.split,
-            seed=trained_seed,
-            subset_seed=seed,
-            **hub_options,
-        )
+        images, split = load_evaluation_split(data, labels=classifier.labels, split=args.split, **seeds, **hub_options)
     dataset = PixelDataset(images, processor, split)
     dataset.check(state.process_index, state.num_processes)
-    surrogate = None
-    if args.surrogate is not None:
-        surrogate = PixelClassifier(*load_model(args.surrogate, **hub_options)).to(state.device)
-        if surrogate.labels != classifier.labels:
-            raise UsageError(f"--surrogate {args.surrogate} has other labels than the model")
-    report = evaluate_robustness(
-        classifier,
+    subject = make_ready(classifier, dataset, settings, surrogate=surrogate)
+    report = evaluate_subject(
+        subject,
         dataset,
         threat_model,
-        args.attacks,
-        surrogate=surrogate,
-        cascade=args.cascade,
-        self_check_samples=args.self_check_samples,
-        curve_samples=args.curve_samples,
-        chunk_size=args.chunk_size,
-        seed=seed,
-        precision=args.precision,
-        compiled=args.torch_compile,
+        attacks,
         model_name=shown(name),
-        data_name=shown(
-            data_args.dataset_name or data_args.test_dir or data_args.validation_dir or str(data_args.train_dir)
-        ),
+        data_name=shown(_name_of(data)),
         split=split,
-        resume_folder=progress_dir,
+        folder=progress_dir,
     )
-    if not state.is_main_process:
-        return report
-    output_dir.mkdir(parents=True, exist_ok=True)
-    if report.curve:
-        plot_curve(report, output_dir / CURVE_NAME)
-    plot_examples(
-        classifier,
-        dataset,
-        threat_model,
-        classifier.labels,
-        output_dir / EXAMPLES_NAME,
-        title=shown(name),
-        seed=report.settings["seed"],
-    )
-    report.save(output_dir)
-    shutil.rmtree(progress_dir, ignore_errors=True)
-    print(report.summary())
-    print(f"The whole report is in {output_dir / MARKDOWN_NAME} and {JSON_NAME}, with pictures beside them.")
+    if state.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        if report.curve:
+            plot_curve(report, output_dir / CURVE_NAME)
+        plot_examples(subject, dataset, threat_model, output_dir / EXAMPLES_NAME, title=shown(name))
+        report.save(output_dir)
+        shutil.rmtree(progress_dir, ignore_errors=True)
+        print(report.summary())
+        print(f"The whole report is in {output_dir / MARKDOWN_NAME} and {JSON_NAME}, with pictures beside them.")
     return report
+
+
+def _surrogate(name: str | None, classifier: PixelClassifier, hub_options: dict[str, Any]) -> PixelClassifier | None:
+    if name is None:
+        return None
+    surrogate = PixelClassifier(*load_model(name, **hub_options)).to(classifier.model.device)
+    if surrogate.labels != classifier.labels:
+        raise UsageError(f"--surrogate {name} has other labels than the model")
+    return surrogate
+
+
+def _name_of(data: DataArguments) -> str:
+    return data.dataset_name or data.test_dir or data.validation_dir or str(data.train_dir)
 
 
 def _data(given: DataArguments, trained_for: dict[str, Any]) -> DataArguments:

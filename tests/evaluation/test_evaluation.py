@@ -35,6 +35,7 @@ from hf_robust_transfer.evaluation.evaluator import RobustnessEvaluator
 from hf_robust_transfer.evaluation.plots import plot_curve, plot_examples
 from hf_robust_transfer.evaluation.report import eps_text
 from hf_robust_transfer.evaluation.self_checks import at_least_as_strong, order
+from hf_robust_transfer.evaluation.subject import make_ready
 from hf_robust_transfer.modeling import PixelClassifier
 from hf_robust_transfer.modeling.attack_copy import attack_copy, choose_precision
 from hf_robust_transfer.modeling.classifier import weights_sha256
@@ -532,7 +533,7 @@ def test_the_pictures_are_drawn(classifier, data, tmp_path):
     options = {"self_check_samples": 0, "curve_samples": 20, "progress": False}
     report = evaluate_robustness(classifier, data[:20], EPS, ["fgsm"], **options)
     plot_curve(report, tmp_path / "curve.png")
-    plot_examples(classifier, data, EPS, classifier.labels, tmp_path / "examples.png", title="digits")
+    plot_examples(make_ready(classifier, data), data, EPS, tmp_path / "examples.png", title="digits")
     for name in ("curve.png", "examples.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 20
