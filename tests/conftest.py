@@ -19,7 +19,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from evaluated_digits import EPS
 from sklearn.datasets import load_digits
+from torch import nn
 from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -33,6 +35,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_robust_transfer.attacks import pgd
 from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
@@ -203,3 +206,41 @@ def _seeded():
 @pytest.fixture(scope="session", autouse=True)
 def _own_datasets_cache(tmp_path_factory):
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    """All digits as RGB pixels (N, 3, 8, 8) in [0, 1], and their labels."""
+    loaded = load_digits()
+    return torch.tensor(loaded.images / 16, dtype=torch.float32)[:, None].repeat(1, 3, 1, 1), torch.tensor(loaded.target)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, pixels):
+    """A tiny ConvNeXt that has learned the digits with adversarial training, and its image processor."""
+    model, processor = tiny("timm-convnext")
+    classifier = PixelClassifier(model, processor)
+    images, labels = (each[:1400] for each in pixels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(300):
+        rows = torch.randint(len(images), (64,), generator=generator)
+        attacked = pgd(classifier, images[rows], labels[rows], EPS, steps=2, step_size=0.04, seed=step)
+        model.train()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(classifier(attacked), labels[rows]).backward()
+        optimizer.step()
+    model.eval()
+    return model, processor
+
+
+@pytest.fixture
+def classifier(trained):
+    return PixelClassifier(*trained)
+
+
+@pytest.fixture(scope="session")
+def data(pixels):
+    """The 100 digits after those of training, as items of a data set."""
+    images, labels = (each[1400:1500] for each in pixels)
+    return [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
