@@ -23,11 +23,10 @@ _PREFIXES = re.compile(r"^(?:(?:module|attacker|model)\.)+")
 _MEANS = ("normalizer.new_mean", "normalize.new_mean", "normalize.mean", "mu")
 _STDS = ("normalizer.new_std", "normalize.new_std", "normalize.std", "sigma")
 _UNUSED = "sub_block1."  # WideResNets of TRADES have these layers, but never apply them
-# From the names in a file to timm's, one scheme after the other until a name fits the architecture.
-_RENAMINGS: tuple[tuple[tuple[str, str], ...], ...] = (
-    (),
-    ((r"\bshortcut\.", "downsample."), (r"^linear\.", "fc.")),  # ResNets for CIFAR
-    (  # WideResNets for CIFAR
+RENAMINGS: dict[str, tuple[tuple[str, str], ...]] = {
+    "timm, torchvision": (),
+    "ResNet for CIFAR": ((r"\bshortcut\.", "downsample."), (r"^linear\.", "fc.")),
+    "WideResNet for CIFAR": (
         (r"^conv1\.", "stem.conv."),
         (r"^block1\.layer\.", "stages.0.blocks."),
         (r"^block2\.layer\.", "stages.1.blocks."),
@@ -37,7 +36,9 @@ _RENAMINGS: tuple[tuple[tuple[str, str], ...], ...] = (
         (r"^bn1\.", "norm."),
         (r"^fc\.", "head.fc."),
     ),
-)
+}
+"""From the names in a file to timm's: patterns and what replaces them, all of a scheme in their order. One scheme is tried
+after the other until a name fits the architecture; a further one is a further row."""
 
 
 class ExternalCheckpoint(NamedTuple):
@@ -91,8 +92,8 @@ def import_checkpoint(
     """Turn an external PyTorch checkpoint into a model and image processor that `save_pretrained` can write.
 
     Besides timm's own names, those of torchvision's ResNets, of the usual ResNets for CIFAR (``shortcut``, ``linear``;
-    `cifar_resnet18`) and of TRADES' WideResNets (``block1.layer.0.bn1``, …; `cifar_wrn`) are understood. Weights in half
-    precision become float32.
+    `cifar_resnet18`) and of TRADES' WideResNets (``block1.layer.0.bn1``, …; `cifar_wrn`) are understood: `RENAMINGS` has a
+    row for each. Weights in half precision become float32.
 
     Args:
         file: a ``.pt``/``.pth`` file or a ``.safetensors`` one, or what `read_checkpoint` made of it.
@@ -209,7 +210,7 @@ def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channe
 
 
 def _renamed(key: str, expected: Container[str]) -> str:
-    for scheme in _RENAMINGS:
+    for scheme in RENAMINGS.values():
         name = key
         for pattern, replacement in scheme:
             name = re.sub(pattern, replacement, name)
