@@ -23,13 +23,13 @@ def test_autoattack_is_the_authors_own(classifier, data, norm, members):
         classifier, norm={"linf": "Linf", "l2": "L2"}[norm], eps=threat_model.eps, seed=7, version="standard"
     )
     theirs.attacks_to_run = list(members)
-    theirs.square.n_queries = 100
+    theirs.square.n_queries = 500
     expected, _ = theirs.run_standard_evaluation(images, labels, batch_size=16)
     for parameter in classifier.parameters():
         parameter.grad = None
     state = torch.random.get_rng_state()
     told: list[str] = []
-    options = {"members": members, "queries": 100, "seed": 7, "tell": told.append}
+    options = {"members": members, "queries": 500, "seed": 7, "tell": told.append}
     ours, remarks = autoattack(classifier, images, labels, threat_model, **options)
     assert torch.equal(ours, expected) and remarks == []
     assert [line for line in told if line.startswith("running")] == [f"running {member}" for member in members]
