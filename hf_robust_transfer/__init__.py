@@ -6,7 +6,6 @@ The names below load on first use, so that importing the package is cheap.
 from typing import TYPE_CHECKING
 
 from .lazy import lazy_names
-from .registration import register_architectures
 
 if TYPE_CHECKING:
     from .attacks.early_stopping import early_stopping_pgd
@@ -63,4 +62,3 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
-register_architectures()

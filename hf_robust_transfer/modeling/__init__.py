@@ -1,7 +1,6 @@
 """Any image-classification checkpoint as a classifier over [0, 1] pixels; new heads; CIFAR networks; imports.
 
-The names below load on first use: timm imports `cifar` while `transformers`, which the other modules need, may be
-importing timm.
+The names below load on first use, so that importing `cifar` alone, which registers the networks, takes no more than timm.
 """
 
 from typing import TYPE_CHECKING

@@ -1,7 +1,8 @@
 """Residual networks for small images, registered with timm: ``cifar_resnet18`` and ``cifar_wrn`` (any depth and width).
 
 They are timm's own ResNet and ResNetV2 with the stem of the CIFAR papers, a 3×3 convolution of stride 1 without pooling,
-so that everything timm knows about those (heads, parameter groups, features) holds for them.
+so that everything timm knows about those (heads, parameter groups, features) holds for them. ``import
+hf_robust_transfer.modeling.cifar`` registers them; all that loads models with this package does so by itself.
 """
 
 from functools import partial

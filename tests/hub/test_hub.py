@@ -64,12 +64,14 @@ def test_standing_alone_is_done_once_and_for_all(saved):
 LOAD_OWN = """
 import sys
 folder, how = sys.argv[1:]
+import hf_robust_transfer
+assert "timm" not in sys.modules
 if how == "first":
-    import hf_robust_transfer
-    assert "timm" not in sys.modules
+    import hf_robust_transfer.modeling.cifar
+    assert "transformers" not in sys.modules
 import timm
 if how == "last":
-    import hf_robust_transfer
+    import hf_robust_transfer.modeling.cifar
 from transformers import AutoModelForImageClassification, pipeline
 try:
     for load in (AutoModelForImageClassification.from_pretrained, lambda path: pipeline("image-classification", model=path),
@@ -87,7 +89,7 @@ except (ImportError, RuntimeError) as error:
 
 @pytest.mark.parametrize("architecture", ["cifar_resnet18", "cifar_wrn"])
 @pytest.mark.parametrize("how", ["first", "last", "not"])
-def test_importing_the_package_is_enough_for_its_architectures(tmp_path, architecture, how):
+def test_one_import_registers_the_package_s_own_architectures(tmp_path, architecture, how):
     size = {"depth": 10, "width": 1} if architecture == "cifar_wrn" else None
     model, _ = create_model(architecture, id2label=LABELS, model_args=size)
     model.save_pretrained(tmp_path)
