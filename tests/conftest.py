@@ -39,6 +39,7 @@ from hf_robust_transfer.attacks import pgd
 from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
+from hf_robust_transfer.modeling.fingerprint import fingerprint
 from hf_robust_transfer.threat_model import ThreatModel
 
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
@@ -183,6 +184,7 @@ def published(tiny, digit_batch, tmp_path):
     options = {"self_check_samples": 30, "curve_samples": 0, "progress": False, "data_name": "me/pets"}
     evaluate_robustness(classifier, data, ThreatModel(), ["fgsm", "pgd-5"], **options).save(folder)
     record = {
+        "fingerprint": fingerprint(classifier.model, classifier.processor),
         "command": "accelerate launch -m hf_robust_transfer.cli.finetune --transfer lwf",
         "base_model": "you/source",
         "data": {"dataset_name": "me/pets"},

@@ -148,7 +148,7 @@ def load_evaluation_split(
         labels: the model's, in its order. Where the data has them all by name it is reduced to these classes, in this
             order; else it must have as many classes, which are taken to be the model's in their order.
         split: which split; by default the test split, else the validation split, else the part of the training images
-            that `choose_splits` sets aside for validation with this seed.
+            that `choose_splits` sets aside for validation with this seed, which is ``validation``, too.
         seed: of that part.
         subset_seed: of the choice of at most ``max_eval_samples``; by default the same.
         load_options: passed on to `datasets.load_dataset`.
@@ -160,10 +160,11 @@ def load_evaluation_split(
         ValueError: no such split or column, labels that do not agree with the model's, or images without a label.
     """
     splits = _load(arguments, load_options)
-    if split is not None and split not in splits:
+    set_aside = split == "validation" and "train" in splits and not splits.keys() & {"test", *_VALIDATION_NAMES}
+    if split is not None and split not in splits and not set_aside:
         raise UsageError(f"--split {split}: the data set has no such split, only {', '.join(splits)}")
     name = split or next((name for name in ("test", *_VALIDATION_NAMES) if name in splits), None)
-    if name is None:
+    if name is None or set_aside:
         name, chosen = "validation", choose_splits(splits, replace(arguments, max_eval_samples=None), seed=seed).validation
     else:
         chosen = _tidy(splits[name], arguments)

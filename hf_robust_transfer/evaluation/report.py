@@ -1,14 +1,15 @@
 """The report of an evaluation: what was measured, on what, how and with what; as JSON and as Markdown.
 
-Schema version 1 of ``robustness.json``; accuracies are shares in [0, 1], lengths in [0, 1] pixel units:
+Schema version 2 of ``robustness.json``; accuracies are shares in [0, 1], lengths in [0, 1] pixel units:
 
-- ``schema_version``: 1.
-- ``model``: ``name``, ``weights_sha256`` (over names, types, shapes and values of all parameters and buffers),
-  ``input_shape`` (C, H, W): the resolution at which ε applies, after resizing.
-- ``data``: ``name``, ``split``, ``samples`` and ``pixels_sha256``, over all images at the model's resolution.
+- ``schema_version``: 2; version 1 has no fingerprint, no ``options`` of its data and no ``pictures``.
+- ``model``: ``name``, ``fingerprint`` (over all that predictions depend on), ``weights_sha256`` (over names, types, shapes
+  and values of all parameters and buffers), ``input_shape`` (C, H, W): the resolution at which ε applies, after resizing.
+- ``data``: ``name``, ``split``, ``samples``, ``pixels_sha256``, over all images at the model's resolution, and ``options``,
+  with which commands load them again.
 - ``threat_model``: ``norm``, ``eps``, ``bounds``.
 - ``settings``: ``seed``, ``precision`` (attacks are crafted in it; success is judged in float32), ``chunk_size``,
-  ``cascade``.
+  ``cascade``, ``surrogate``.
 - ``clean``: an accuracy, that is ``value``, ``lower`` and ``upper`` (95 % Wilson interval) and ``correct`` samples.
 - ``attacks``: for each its ``name``, ``kind``, ``options``, ``remarks`` and, but for a cascade, the robust ``accuracy``
   under this attack alone and the ``success_rate`` on the samples that are classified correctly, with their intervals.
@@ -18,23 +19,26 @@ Schema version 1 of ``robustness.json``; accuracies are shares in [0, 1], length
 - ``self_checks``: for each its ``name``, ``passed``, ``figure`` and ``detail``.
 - ``curve``: PGD-20 against ε: for each ``eps`` the accuracy and ``samples``.
 - ``predictions``: ``labels``, ``clean`` and by the attack's name the predicted class of each sample.
+- ``pictures``: the sha256 of each picture beside it, by the file's name; others are not of this report.
 - ``versions``, ``hardware``, and ``timing``: ``created`` (UTC), ``processes``, and ``seconds``, of this start as a
   whole and by attack (summed over processes and over starts, where an evaluation goes on from an earlier one). Only
   ``timing`` differs between an evaluation and its repetition.
 """
 
+import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..atomic import replacing
 from ..errors import UsageError
 from .accuracy import Accuracy
 from .self_checks import SelfCheck
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (1, 2)
 JSON_NAME, MARKDOWN_NAME = "robustness.json", "robustness.md"
 _UPPER_BOUNDS = "AutoAttack was not among the attacks: take the robust accuracies as upper bounds."
 
@@ -95,6 +99,7 @@ class RobustnessReport:
     versions: dict[str, str]
     hardware: str
     timing: dict[str, Any]
+    pictures: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -106,6 +111,16 @@ class RobustnessReport:
     def title(self) -> str:
         """The threat model in words, like ``linf ε = 8/255``."""
         return f"{self.threat_model['norm']} ε = {eps_text(self.threat_model['eps'])}"
+
+    def with_pictures(self, folder: str | Path, *names: str) -> Self:
+        """The report with the hashes of its pictures.
+
+        Args:
+            folder: where they were drawn.
+            names: of their files; one that is not there was not drawn.
+        """
+        files = [Path(folder, name) for name in names]
+        return replace(self, pictures={file.name: file_sha256(file) for file in files if file.is_file()})
 
     def save(self, folder: str | Path) -> None:
         """Write ``robustness.md`` and, when all else is done, ``robustness.json``.
@@ -130,8 +145,11 @@ class RobustnessReport:
         file = Path(folder, JSON_NAME)
         try:
             read = json.loads(file.read_text())
-            if read["schema_version"] != SCHEMA_VERSION:
-                raise UsageError(f"{file} has schema version {read['schema_version']}, this package reads {SCHEMA_VERSION}")
+            if read["schema_version"] not in _READABLE:
+                raise UsageError(
+                    f"{file} has schema version {read['schema_version']}, this package reads"
+                    f" {_READABLE[0]} to {SCHEMA_VERSION}"
+                )
             return cls(
                 **{
                     **read,
@@ -232,7 +250,8 @@ class RobustnessReport:
             "",
             *(f"- {attack.name}: {attack.kind} {json.dumps(attack.options)}" for attack in self.attacks),
             "",
-            f"Weights (sha256): `{self.model['weights_sha256']}`; images at the model's resolution (sha256):"
+            f"Fingerprint of the model: `{self.model.get('fingerprint')}`; weights (sha256):"
+            f" `{self.model['weights_sha256']}`; images at the model's resolution (sha256):"
             f" `{self.data['pixels_sha256']}`. {self.timing['created']}, {self.hardware}, {self.timing['processes']}"
             f" process(es); {', '.join(f'{name} {version}' for name, version in self.versions.items())}.",
         ]
@@ -250,6 +269,11 @@ def eps_text(eps: float) -> str:
     if 0 < eps <= 64 / 255 and abs(parts - round(parts)) < 1e-6:
         return f"{eps * 255:.4g}/255"
     return f"{eps:.4g}"
+
+
+def file_sha256(file: Path) -> str:
+    """The hash of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def shown(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -133,6 +133,8 @@ def evaluate_subject(
     model_name: str,
     data_name: str,
     split: str,
+    data_options: Mapping[str, Any] | None = None,
+    surrogate_name: str | None = None,
     folder: Path | None = None,
     progress: bool = True,
 ) -> RobustnessReport:
@@ -142,6 +144,8 @@ def evaluate_subject(
         subject: as `make_ready` gives it.
         dataset, threat_model, model_name, data_name, split, progress: as for `evaluate_robustness`.
         attacks: as `parse_attacks` gives them.
+        data_options: with which a command loads the data again.
+        surrogate_name: of the subject's surrogate.
         folder: finished work is kept there, and found again when the evaluation is started again.
     """
     began = time.perf_counter()
@@ -151,10 +155,24 @@ def evaluate_subject(
     ran = {attack.name: outcomes.tasks[task.key] for attack, task in zip(attacks, plan.main, strict=True)}
     predictions = {name: outcome.predictions for name, outcome in ran.items()}
     return RobustnessReport(
-        model={"name": model_name, "weights_sha256": subject.weights, "input_shape": list(subject.shape)},
-        data={"name": data_name, "split": split, "samples": len(dataset), "pixels_sha256": outcomes.pixels},
+        model={
+            "name": model_name,
+            "fingerprint": subject.fingerprint,
+            "weights_sha256": subject.weights,
+            "input_shape": list(subject.shape),
+        },
+        data={
+            "name": data_name,
+            "split": split,
+            "samples": len(dataset),
+            "pixels_sha256": outcomes.pixels,
+            "options": dict(data_options or {}),
+        },
         threat_model={"norm": threat_model.norm, "eps": threat_model.eps, "bounds": list(threat_model.bounds)},
-        settings={name: getattr(settings, name) for name in ("seed", "precision", "chunk_size", "cascade")},
+        settings={
+            **{name: getattr(settings, name) for name in ("seed", "precision", "chunk_size", "cascade")},
+            "surrogate": surrogate_name,
+        },
         **_accuracies(subject, attacks, outcomes, plan.main),
         self_checks=_self_checks(subject, dataset, attacks, outcomes, plan),
         curve=_curve(outcomes, plan.curve),

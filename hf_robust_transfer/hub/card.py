@@ -2,23 +2,26 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
+from transformers.utils import logging
 
 from ..data import to_pixels
 from ..evaluation import JSON_NAME, RobustnessReport
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
-from ..evaluation.report import eps_text
+from ..evaluation.report import eps_text, file_sha256
 from ..modeling import PixelClassifier, load_model
-from ..modeling.classifier import weights_sha256
+from ..modeling.fingerprint import fingerprint
 from ..run_folder import RECORD_NAME
 from .timm_layout import is_own
 
+logger = logging.get_logger(__name__)
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _PICTURES = (("Accuracy against ε", CURVE_NAME), ("Clean images, perturbations and adversarial images", EXAMPLES_NAME))
 
@@ -32,8 +35,9 @@ class CheckpointFacts:
         model_class: the `transformers` class.
         labels: the labels' names.
         input_shape: (C, H, W) of the images that the model sees.
-        report: what was measured of these very weights, if it was.
-        training: the training's record, if there is one.
+        fingerprint: of the model as the folder gives it.
+        report: what was measured of this very model, if it was.
+        training: the record of the training that this very model came from, if there is one.
         pictures: the report's pictures in the folder, a title and a file name each.
     """
 
@@ -41,6 +45,7 @@ class CheckpointFacts:
     model_class: str
     labels: list[str]
     input_shape: tuple[int, ...]
+    fingerprint: str
     report: RobustnessReport | None
     training: dict[str, Any] | None
     pictures: list[tuple[str, str]]
@@ -54,29 +59,50 @@ class CheckpointFacts:
 def read_facts(folder: str | Path) -> CheckpointFacts:
     """Collect the facts from a checkpoint folder.
 
-    A report counts only if it was measured on these very weights, as its hash of them tells.
+    A report or a training record counts only if its fingerprint is that of the model in the folder, a picture only if it
+    is the one that the report was saved with.
 
     Args:
         folder: holds a checkpoint, and what training and evaluation left beside it.
 
     Raises:
-        ValueError: there is no checkpoint that can be loaded, or a report that cannot be read.
+        UsageError: there is no checkpoint that can be loaded.
     """
     folder = Path(folder)
     model, processor = load_model(str(folder))
-    report = RobustnessReport.load(folder) if (folder / JSON_NAME).is_file() else None
-    if report is not None and report.model["weights_sha256"] != weights_sha256(model):
+    identity = fingerprint(model, processor)
+    report = _evidence(folder / JSON_NAME, lambda file: RobustnessReport.load(file.parent))
+    if report is not None and report.model.get("fingerprint") != identity:
         report = None
-    record = folder / RECORD_NAME
+    training = _evidence(folder / RECORD_NAME, lambda file: json.loads(file.read_text()))
+    if training is not None and training.get("fingerprint") != identity:
+        training = None
+    of_report = {} if report is None else report.pictures
     return CheckpointFacts(
         architecture=getattr(model.config, "architecture", None) if model.config.model_type == "timm_wrapper" else None,
         model_class=type(model).__name__,
         labels=PixelClassifier(model, processor).labels,
         input_shape=tuple(to_pixels(processor)(Image.new("RGB", (256, 256))).shape),
+        fingerprint=identity,
         report=report,
-        training=json.loads(record.read_text()) if record.is_file() else None,
-        pictures=[] if report is None else [(title, name) for title, name in _PICTURES if (folder / name).is_file()],
+        training=training,
+        pictures=[(title, name) for title, name in _PICTURES if name in of_report and _is(folder / name, of_report[name])],
     )
+
+
+def _is(file: Path, sha256: str) -> bool:
+    return file.is_file() and file_sha256(file) == sha256
+
+
+def _evidence(file: Path, read: Callable[[Path], Any]) -> Any:
+    """What a file says, or None for one that is not there, or cannot be read and so says nothing."""
+    if not file.is_file():
+        return None
+    try:
+        return read(file)
+    except ValueError as error:
+        logger.warning(f"{file} does not count: {error}")
+        return None
 
 
 def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = None) -> ModelCard:
@@ -148,23 +174,32 @@ def evaluation_results(report: RobustnessReport) -> list[EvalResult]:
 
 
 def evaluation_command(report: RobustnessReport, repo_id: str) -> str:
-    """The command that measures the report's figures again on the published model."""
+    """The command that measures the report's figures again on the published model.
+
+    Local folders are named without the place where they lay.
+    """
     settings, threat = report.settings, report.threat_model
     flags = {
         "model_name_or_path": repo_id,
-        "dataset_name": report.data["name"],
+        **(report.data.get("options") or {"dataset_name": report.data["name"]}),
         "split": report.data["split"],
         "max_eval_samples": report.data["samples"],
         "norm": threat["norm"],
         "eps": eps_text(threat["eps"]),
+        "surrogate": settings.get("surrogate"),
         "seed": settings["seed"],
         "chunk_size": settings["chunk_size"],
         "precision": settings["precision"],
+        "attacks": [attack.name for attack in report.attacks],
     }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    words = [
+        word
+        for name, value in flags.items()
+        if value is not None
+        for word in (f"--{name}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)]))
+    ]
     words += ["--cascade"] if settings["cascade"] else []
-    attacks = [attack.name for attack in report.attacks]
-    return shlex.join(["accelerate", "launch", "-m", "hf_robust_transfer.cli.evaluate", *words, "--attacks", *attacks])
+    return shlex.join(["accelerate", "launch", "-m", "hf_robust_transfer.cli.evaluate", *words])
 
 
 def _summary(facts: CheckpointFacts) -> str:

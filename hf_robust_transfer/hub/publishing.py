@@ -7,24 +7,28 @@ import shlex
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
 from ..errors import UsageError
-from ..evaluation.report import shown
+from ..evaluation.report import JSON_NAME, MARKDOWN_NAME
+from ..modeling import load_model
+from ..modeling.fingerprint import fingerprint
+from ..run_folder import RECORD_NAME
 from .card import model_card, read_facts
+from .sharing import check_for_secrets, shareable
 from .timm_layout import stand_alone
 
-# What is published of a folder; training_args.bin, for one, pickles the Hub token.
-_PUBLISHED = re.compile(
-    r"config\.json|preprocessor_config\.json|model.*\.safetensors|model\.safetensors\.index\.json"
+# What is published of a folder, and taken from the Hub when the next model has none; training_args.bin, which pickles the
+# Hub token, is never published.
+_OURS = re.compile(
+    r"config\.json|preprocessor_config\.json|model.*\.safetensors|model\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
     r"|training\.json|robustness\.(json|md)|robustness_(curve|examples)\.png"
 )
-_REPORT = re.compile(r"robustness[._].*")
-_OLD_WEIGHTS = re.compile(r"model.*\.safetensors|model\.safetensors\.index\.json|pytorch_model.*\.bin")
 # The one file of a trainer's checkpoint that holds the token, and that resuming does not need.
 _PICKLED_ARGUMENTS = "training_args.bin"
 
@@ -32,14 +36,15 @@ logger = logging.get_logger(__name__)
 _background = HfApi()  # its worker takes one job after another
 
 
-class PublishingError(ValueError):
+class PublishingError(UsageError):
     """Publishing failed; the message says why, that the local files are as they were, and how to publish them later."""
 
 
 def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = None) -> dict[str, Path | bytes]:
     """What `publish` uploads of a checkpoint folder: paths in the repository, and files or contents.
 
-    Makes the checkpoint stand alone, and renders its model card; a report counts if it is of these very weights.
+    Makes the checkpoint stand alone, and renders its model card. Of all that lies beside the weights only what belongs to
+    this very model is published: its report and pictures, its training's record, the image processor that it loads with.
 
     Args:
         folder: holds a checkpoint, and what training and evaluation left beside it.
@@ -47,44 +52,56 @@ def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = 
         license: of the weights, for the card.
 
     Raises:
-        ValueError: the folder holds no checkpoint that can be loaded.
+        UsageError: the folder holds no checkpoint that can be loaded, or one that needs other files than are published; or
+            a text in it holds a secret.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds no checkpoint: it has no config.json")
     stand_alone(folder)
     facts = read_facts(folder)
-    chosen: dict[str, Path | bytes] = {
-        file.name: file
-        for file in sorted(folder.iterdir())
-        if _PUBLISHED.fullmatch(file.name) and (facts.report is not None or not _REPORT.fullmatch(file.name))
-    }
-    chosen["config.json"] = _shareable(folder / "config.json")
+    names = _weights(folder)
+    # A timm model's image processor is in its configuration. This file would be another model's, and win on the Hub.
+    names += ["preprocessor_config.json"] if facts.architecture is None else []
+    names += [RECORD_NAME] if facts.training is not None else []
+    names += [JSON_NAME, *(picture for _, picture in facts.pictures)] if facts.report is not None else []
+    chosen: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
+    chosen["config.json"] = shareable(folder / "config.json")
+    _check_that_it_loads(chosen, facts.fingerprint, folder)
+    if facts.report is not None:  # an interrupted evaluation may have left another report's
+        chosen[MARKDOWN_NAME] = facts.report.markdown().encode()
     chosen["README.md"] = str(model_card(facts, repo_id, license=license)).encode()
     for name, content in chosen.items():
-        _check_for_secrets(name, content)
+        check_for_secrets(name, content)
     return chosen
 
 
-def _shareable(file: Path) -> Path | bytes:
-    """A configuration or trainer's state without the places of this machine that it names; any other file as it is."""
-    if file.name not in ("config.json", "trainer_state.json"):
-        return file
-    content = json.loads(file.read_text())
-    places = content.get("robust_training", {}).get("data", {}) if file.name == "config.json" else content
-    for name in places.keys() & {"dataset_name", "train_dir", "validation_dir", "test_dir", "best_model_checkpoint"}:
-        places[name] = places[name] and shown(places[name])
-    return (json.dumps(content, indent=2) + "\n").encode()
+def _weights(folder: Path) -> list[str]:
+    """The files that a folder's weights are loaded from, and their index where they are in several."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return ["model.safetensors"]
+    return [index.name, *sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
-def _check_for_secrets(name: str, content: Path | bytes) -> None:
-    """Refuse a text that names a place of this machine or holds the Hub token."""
-    if not name.endswith((".json", ".md")):
-        return
-    text = content.decode() if isinstance(content, bytes) else content.read_text()
-    for what, secret in (("your home folder", f"{Path.home()}/"), ("your Hub token", get_token() or "")):
-        if len(secret) > 1 and secret in text:
-            raise UsageError(f"{name} would tell others {what}: take it out before publishing")
+def _check_that_it_loads(files: dict[str, Path | bytes], expected: str, beside: Path) -> None:
+    """Make sure that the files to be published are, without any other, the model that the folder gives.
+
+    Raises:
+        UsageError: they cannot be loaded, or their fingerprint is another.
+    """
+    with TemporaryDirectory(prefix="_publishing-", dir=beside) as place:
+        for name, content in files.items():
+            if isinstance(content, bytes):
+                Path(place, name).write_bytes(content)
+            else:
+                _link(str(content), str(Path(place, name)))
+        found = fingerprint(*load_model(place))
+    if found != expected:
+        raise UsageError(
+            f"what would be published of {beside} is not the model that the folder gives: other files there change it, and"
+            " are not for others; save the model and its image processor anew, into an empty folder"
+        )
 
 
 def publish(
@@ -113,14 +130,14 @@ def publish(
         resumable_at: a folder in the repository, to put all there is for resuming a training into.
 
     Raises:
-        ValueError: the folder holds no checkpoint that can be loaded.
+        UsageError: as for `files_to_publish`.
         PublishingError: the Hub refused, or could not be reached.
     """
     files = files_to_publish(folder, repo_id, license=license)
     if resumable_at is not None:
         everything = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
         files |= {
-            f"{resumable_at}/{file.relative_to(folder).as_posix()}": _shareable(file)
+            f"{resumable_at}/{file.relative_to(folder).as_posix()}": shareable(file)
             for file in everything
             if file.name != _PICKLED_ARGUMENTS
         }
@@ -135,7 +152,7 @@ def publish(
             repo_id,
             [
                 *(CommitOperationAdd(name, content) for name, content in files.items()),
-                *(CommitOperationDelete(name) for name in there if _OLD_WEIGHTS.fullmatch(name) and name not in files),
+                *(CommitOperationDelete(name) for name in there if _OURS.fullmatch(name) and name not in files),
             ],
             commit_message=commit_message,
             revision=revision,
@@ -174,7 +191,7 @@ def publish_in_background(folder: str | Path, staged: Path, **options: Any) -> "
 
 def _link(source: str, target: str) -> None:
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
 

@@ -180,13 +180,18 @@ def evaluate_checkpoint(
         model_name=shown(name),
         data_name=shown(_name_of(data)),
         split=split,
+        data_options=_shown_options(data),
+        surrogate_name=None if args.surrogate is None else shown(args.surrogate),
         folder=progress_dir,
     )
     if state.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
+        for picture in (CURVE_NAME, EXAMPLES_NAME):  # of an earlier report
+            (output_dir / picture).unlink(missing_ok=True)
         if report.curve:
             plot_curve(report, output_dir / CURVE_NAME)
         plot_examples(subject, dataset, threat_model, output_dir / EXAMPLES_NAME, title=shown(name))
+        report = report.with_pictures(output_dir, CURVE_NAME, EXAMPLES_NAME)
         report.save(output_dir)
         shutil.rmtree(progress_dir, ignore_errors=True)
         print(report.summary())
@@ -205,6 +210,12 @@ def _surrogate(name: str | None, classifier: PixelClassifier, hub_options: dict[
 
 def _name_of(data: DataArguments) -> str:
     return data.dataset_name or data.test_dir or data.validation_dir or str(data.train_dir)
+
+
+def _shown_options(data: DataArguments) -> dict[str, Any]:
+    """The options with which others load the data again: without the places where local folders lie."""
+    places = ("dataset_name", "train_dir", "validation_dir", "test_dir")
+    return {name: shown(value) if name in places else value for name, value in data.source.items()}
 
 
 def _data(given: DataArguments, trained_for: dict[str, Any]) -> DataArguments:

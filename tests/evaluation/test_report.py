@@ -33,7 +33,7 @@ def test_a_report_comes_back_as_it_was_saved(classifier, data, tmp_path):
         (None, "cannot be read"),
         ("<html>", "is no robustness report"),
         ("{}", "is no robustness report"),
-        ('{"schema_version": 99}', "has schema version 99, this package reads 1"),
+        ('{"schema_version": 99}', "has schema version 99, this package reads 1 to 2"),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path, text, message):

@@ -32,6 +32,12 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
+def change(folder):
+    """Give the report another word, so that there is something to commit."""
+    file = folder / "robustness.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "hardware": "another machine"}))
+
+
 def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
@@ -63,7 +69,7 @@ def test_weights_that_are_not_in_the_new_commit_go_with_it(hub, published):
 
 def test_another_branch_is_made_and_main_stays(hub, published):
     publish(published, "user/mine")
-    (published / "robustness.md").write_text("something to commit")
+    change(published)
     publish(published, "user/mine", revision="v2", commit_message="Second")
     assert hub.commits("user/mine", "v2")[0]["title"] == "Second"
     assert hub.commits("user/mine")[0]["title"] == "Publish model and model card"
@@ -87,7 +93,7 @@ def test_a_failure_publishes_nothing_and_says_how_to_go_on(hub, published, monke
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the client waits between its attempts
     publish(published, "user/mine")
     before, head = contents(published), hub.commits("user/mine")[0]["id"]
-    (published / "robustness.md").write_text("something to commit")
+    change(published)
     torch.save({}, published / "optimizer.pt")
     hub.fail(method, path, action, times=100)
     if method == "PUT":  # the weights are there already, and large files are uploaded once
@@ -124,7 +130,7 @@ def test_a_server_error_that_passes_does_not_matter(hub, published, monkeypatch)
 
 def test_a_commit_of_somebody_else_in_between_is_not_overwritten(hub, published):
     publish(published, "user/mine")
-    (published / "robustness.md").write_text("something to commit")
+    change(published)
     hub.fail("POST", "/commit/", lambda: hub.commit("user/mine", {"README.md": b"# theirs"}))
     with pytest.raises(PublishingError, match="somebody else committed at the same time"):
         publish(published, "user/mine")
@@ -243,10 +249,10 @@ def test_from_training_to_a_stranger_who_measures_it_again(tmp_path, images):
         logits = json.loads(run(hub, "-c", LOAD, "user/digits", cwd=tmp_path, token=False).splitlines()[-1])
         assert len(logits) == 10
         # The command in the card, by somebody who has the data in the same place and no token.
-        (command,) = re.findall(r"^accelerate launch (recipes/evaluate.py .*)$", card.text, re.MULTILINE)
-        script, *flags = shlex.split(command)
+        (command,) = re.findall(r"^accelerate launch -m hf_robust_transfer.cli.evaluate (.*)$", card.text, re.MULTILINE)
+        flags = shlex.split(command)
         flags += ["--output_dir", tmp_path / "again", "--self_check_samples", "0", "--curve_samples", "0", "--use_cpu"]
-        run(hub, REPOSITORY / script, *flags, cwd=images, token=False)
+        run(hub, "-m", "hf_robust_transfer.cli.evaluate", *flags, cwd=images, token=False)
         again = RobustnessReport.load(tmp_path / "again")
         claimed = {result.metric_name: result.metric_value for result in card.data.eval_results}
         assert claimed["Accuracy"] == again.clean.value
