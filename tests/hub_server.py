@@ -10,279 +10,25 @@ is refused with invalid metadata. Left out: Xet storage, uploads in several part
 redirects of downloads, and the Hub's lists of the licences, languages and tasks that metadata may name.
 """
 
-import base64
-import binascii
 import contextlib
-import hashlib
-import json
 import os
 import re
-import secrets
 import socket
 import sys
 import tempfile
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from fnmatch import fnmatchcase
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-LARGE = 10 * 1024**2
-LARGE_NAMES = """*.7z *.arrow *.bin *.bz2 *.ckpt *.gz *.h5 *.joblib *.model *.msgpack *.npy *.npz *.onnx *.parquet *.pb
-*.pickle *.pkl *.png *.pt *.pth *.safetensors saved_model/**/* *.tar.* *.tar *.tflite *.tgz *.xz *.zip *.zst *tfevents*"""
-_INVALID_TOKEN = "Invalid credentials in Authorization header"
-_METADATA = re.compile(r"^\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
+from hub_answers import ROUTES, Answers
+from hub_repository import INVALID_TOKEN, HubError, Reply, Repository, Request, as_json, large_entry
 
 
-class HubError(Exception):
-    """A request that is refused: its status, its message and the Hub's code for the reason, if there is one."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
-        super().__init__(message)
-        self.status, self.body = status, {"error": message, **body}
-        # A header is one line of latin-1.
-        line = message.splitlines()[0].encode("latin-1", "replace").decode("latin-1")
-        self.headers = {"X-Error-Message": line} | ({"X-Error-Code": code} if code else {})
-
-
-@dataclass
-class Request:
-    """What a client asks: `path` is as sent, still quoted, and `user` and `role` are those of its token."""
-
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    headers: Any
-    body: bytes
-    user: str | None = None
-    role: str | None = None
-
-    def json(self) -> Any:
-        return json.loads(self.body or b"{}")
-
-
-@dataclass
-class Reply:
-    """What the client gets."""
-
-    body: bytes = b""
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
-    return Reply(json.dumps(value).encode(), status, {"Content-Type": "application/json"} | (headers or {}))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _git_oid(data: bytes) -> str:
-    """The identifier of a file in git."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-
-
-def _pointer(sha256: str, size: int) -> bytes:
-    """The file that git keeps in place of a large one."""
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-
-
-def _large_entry(sha256: str, size: int) -> dict[str, Any]:
-    return {"sha256": sha256, "size": size, "oid": _git_oid(_pointer(sha256, size)), "lfs": True}
-
-
-def _attribute(pattern: str) -> str:
-    """The line of a .gitattributes that makes files large ones."""
-    return f"{pattern.replace(' ', '[[:space:]]')} filter=lfs diff=lfs merge=lfs -text\n"
-
-
-def _matches(path: str, pattern: str) -> bool:
-    """Whether a git pattern covers the path: one without a slash is about names, in whatever folder."""
-    pattern = pattern.replace("[[:space:]]", " ")
-    subject = path if "/" in pattern.rstrip("/") else PurePosixPath(path).name
-    return subject == pattern or fnmatchcase(subject, pattern.strip("/"))
-
-
-def _ignored(path: str, gitignore: str) -> bool:
-    """Whether a .gitignore covers the path or a folder above it (exceptions with `!` are not supported)."""
-    patterns = [line for line in map(str.strip, gitignore.splitlines()) if line and not line.startswith("#")]
-    folders = [str(folder) for folder in PurePosixPath(path).parents][:-1]
-    return any(
-        _matches(candidate, pattern) for pattern in patterns for candidate in [path] * (pattern[-1] != "/") + folders
-    )
-
-
-def read_card(content: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The metadata of a model card, what is wrong with it, and what to warn about."""
-    block = _METADATA.search(content)
-    try:
-        metadata = yaml.safe_load(block[1]) if block else None
-    except yaml.YAMLError as error:
-        return {}, [f"The metadata is no valid YAML: {error}"], []
-    if metadata is None:
-        return {}, [], ["empty or missing yaml metadata in repo card"]
-    if not isinstance(metadata, dict):
-        return {}, ["The metadata must be an object"], []
-    return metadata, list(_card_errors(metadata)), []
-
-
-def _card_errors(metadata: dict[str, Any]) -> Iterator[str]:
-    for key in ("library_name", "pipeline_tag"):
-        if not isinstance(metadata.get(key, ""), str):
-            yield f'"{key}" must be a string'
-    for key in ("base_model", "datasets", "language", "license", "metrics", "tags"):
-        values = metadata.get(key, [])
-        if not isinstance(values, str | list):
-            yield f'"{key}" must be a string or an array'
-        elif isinstance(values, list):
-            yield from (f'"{key}[{i}]" must be a string' for i, value in enumerate(values) if not isinstance(value, str))
-    for key in ("model-index", "widget"):
-        if not isinstance(metadata.get(key, []), list):
-            yield f'"{key}" must be an array'
-    for i, model in enumerate(_list(metadata, "model-index")):
-        yield from _missing(model, f"model-index[{i}]", "name", "results")
-        for j, result in enumerate(_list(model, "results")):
-            place = f"model-index[{i}].results[{j}]"
-            yield from _missing(result, place, "task.type", "dataset.type", "dataset.name", "metrics")
-            for k, metric in enumerate(_list(result, "metrics")):
-                yield from _missing(metric, f"{place}.metrics[{k}]", "type", "value")
-
-
-def _list(holder: Any, key: str) -> list[Any]:
-    value = holder.get(key) if isinstance(holder, dict) else None
-    return value if isinstance(value, list) else []
-
-
-def _missing(holder: Any, place: str, *names: str) -> Iterator[str]:
-    for name in names:
-        value = holder
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is None:
-            yield f'"{place}.{name}" is required'
-
-
-class Repository:
-    """A model repository in a folder: `repository.json` with its branches, `commits/<oid>.json` and `blobs/<sha256>`.
-
-    A commit's tree maps paths to entries: `sha256` of the content, `size`, `oid` in git, and `lfs` for a large file.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    @classmethod
-    def create(cls, folder: Path, repo_id: str, private: bool) -> "Repository":
-        (folder / "commits").mkdir(parents=True)
-        (folder / "blobs").mkdir()
-        self = cls(folder)
-        self._save({"id": repo_id, "private": private, "created": _now(), "branches": {"main": None}})
-        attributes = "".join(map(_attribute, LARGE_NAMES.split())).encode()
-        self.commit("main", {".gitattributes": attributes}, "initial commit", author=repo_id.split("/")[0])
-        return self
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return json.loads((self.folder / "repository.json").read_text())
-
-    def _save(self, state: dict[str, Any]) -> None:
-        (self.folder / "repository.json").write_text(json.dumps(state))
-
-    def set_branch(self, name: str, oid: str) -> None:
-        state = self.state
-        self._save(state | {"branches": state["branches"] | {name: oid}})
-
-    def blob(self, sha256: str) -> Path:
-        return self.folder / "blobs" / sha256
-
-    def store(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
-        if not self.blob(sha256).exists():
-            self.blob(sha256).write_bytes(data)
-        return sha256
-
-    def entry(self, data: bytes) -> dict[str, Any]:
-        return {"sha256": self.store(data), "size": len(data), "oid": _git_oid(data), "lfs": False}
-
-    def resolve(self, revision: str) -> dict[str, Any]:
-        """The commit that a branch or an identifier, in full or its first seven characters or more, stands for."""
-        oid = self.state["branches"].get(revision)
-        if oid is None and re.fullmatch("[0-9a-f]{7,40}", revision):
-            oid = next((path.stem for path in (self.folder / "commits").glob(f"{revision}*.json")), None)
-        if oid is None:
-            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return json.loads((self.folder / "commits" / f"{oid}.json").read_text())
-
-    def history(self, revision: str) -> Iterator[dict[str, Any]]:
-        """The commits up to a revision, newest first."""
-        oid = revision
-        while oid:
-            commit = self.resolve(oid)
-            yield commit
-            oid = commit["parent"]
-
-    def text(self, tree: dict[str, Any], path: str) -> str:
-        """A text file of the tree, empty where there is none."""
-        return self.blob(tree[path]["sha256"]).read_text(errors="replace") if path in tree else ""
-
-    def is_large(self, tree: dict[str, Any], path: str, size: int, sample: bytes) -> bool:
-        """Whether a file belongs to LFS: by its name, its size, or because it is binary. An empty one never does."""
-        lines = [line.split() for line in self.text(tree, ".gitattributes").splitlines() if "filter=lfs" in line]
-        return bool(size) and (size > LARGE or b"\0" in sample or any(_matches(path, line[0]) for line in lines))
-
-    def commit(
-        self,
-        branch: str,
-        changes: dict[str, bytes | dict[str, Any] | None],
-        title: str,
-        message: str = "",
-        author: str = "user",
-    ) -> str:
-        """Add a commit to a branch: the bytes of files, entries of uploaded ones, and None for files that go."""
-        parent = self.state["branches"].get(branch)
-        tree = dict(self.resolve(parent)["tree"]) if parent else {}
-        for path, change in changes.items():
-            if change is None:
-                del tree[path]
-            else:
-                tree[path] = self.entry(change) if isinstance(change, bytes) else change
-        large = [path for path in changes if path in tree and tree[path]["lfs"]]
-        uncovered = [_attribute(path) for path in large if not self.is_large(tree, path, 1, b"")]
-        if uncovered:
-            tree[".gitattributes"] = self.entry("".join([self.text(tree, ".gitattributes"), *uncovered]).encode())
-        commit = {"parent": parent, "title": title, "message": message, "author": author, "date": _now(), "tree": tree}
-        oid = hashlib.sha1(json.dumps(commit).encode()).hexdigest()
-        (self.folder / "commits" / f"{oid}.json").write_text(json.dumps({"id": oid, **commit}))
-        self.set_branch(branch, oid)
-        return oid
-
-
-_Answer = Callable[..., Reply]
-_ROUTES: list[tuple[set[str], re.Pattern[str], str | None, _Answer]] = []
-_REPOSITORY = r"(?P<repository>[^/]+(?:/[^/]+)?)"
-_MODEL = f"/api/models/{_REPOSITORY}"
-_LFS = rf"/{_REPOSITORY}\.git/info/lfs/objects"
-
-
-def _route(methods: str, pattern: str, access: str | None = "read") -> Callable[[_Answer], _Answer]:
-    """Register what answers the requests; where `access` is set, it gets the repository that the pattern names."""
-
-    def register(function: _Answer) -> _Answer:
-        _ROUTES.append((set(methods.split()), re.compile(pattern), access, function))
-        return function
-
-    return register
-
-
-class HubServer:
+class HubServer(Answers):
     """The server, from `with` on: `url`, `write_token` and `read_token` of the account `user`, `other_token` of `other`.
 
     `requests` lists the (method, path, status) of every request, with None as the status of those that were dropped.
@@ -392,7 +138,7 @@ class HubServer:
             changes: dict[str, Any] = dict(files)
             for path, data in files.items():
                 if data and repository.is_large(repository.resolve(branch)["tree"], path, len(data), data[:512]):
-                    changes[path] = _large_entry(repository.store(data), len(data))
+                    changes[path] = large_entry(repository.store(data), len(data))
             return repository.commit(branch, changes, title)
 
     # ------------------------------------------------------------------ requests
@@ -409,22 +155,22 @@ class HubServer:
         """Carry a request out, or answer the status it is to get."""
         try:
             if status is not None:
-                raise HubError(status, _INVALID_TOKEN if status == 401 else f"Fault {status}")
+                raise HubError(status, INVALID_TOKEN if status == 401 else f"Fault {status}")
             with self._lock:
                 return self._dispatch(request)
         except HubError as error:
-            return _json(error.body, error.status, error.headers)
+            return as_json(error.body, error.status, error.headers)
         except Exception as error:  # one of this file: no client tries a 501 again, and the test learns of it
             self.errors.append(error)
-            return _json({"error": f"The Hub of the tests failed: {error!r}"}, 501)
+            return as_json({"error": f"The Hub of the tests failed: {error!r}"}, 501)
 
     def _dispatch(self, request: Request) -> Reply:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if token:
             if token not in self._accounts:
-                raise HubError(401, _INVALID_TOKEN)
+                raise HubError(401, INVALID_TOKEN)
             request.user, request.role = self._accounts[token]
-        for methods, pattern, access, function in _ROUTES:
+        for methods, pattern, access, function in ROUTES:
             match = pattern.fullmatch(request.path)
             if match and request.method in methods:
                 values: dict[str, Any] = {
@@ -465,307 +211,7 @@ class HubServer:
         if start + size < len(items):
             query = urllib.parse.urlencode(request.query | {"cursor": [start + size]}, doseq=True)
             headers["Link"] = f'<{self.url}{request.path}?{query}>; rel="next"'
-        return _json(items[start : start + size], headers=headers)
-
-    # ------------------------------------------------------------------ accounts and repositories
-
-    @_route("GET", "/api/whoami-v2", access=None)
-    def _whoami(self, request: Request) -> Reply:
-        if request.user is None:
-            raise HubError(401, "Invalid username or password.")
-        token = {"displayName": request.role, "role": request.role, "createdAt": "2024-01-01T00:00:00.000Z"}
-        account = {"type": "user", "id": request.user, "name": request.user, "fullname": request.user, "orgs": []}
-        return _json(account | {"auth": {"type": "access_token", "accessToken": token}})
-
-    @_route("GET", "/api/agent-harnesses", access=None)
-    def _agent_harnesses(self, request: Request) -> Reply:
-        raise HubError(404, "Not found")  # the client goes without, and stores nothing
-
-    @_route("POST", "/api/repos/create", access=None)
-    def _create(self, request: Request) -> Reply:
-        wanted = request.json()
-        if request.user is None:
-            raise HubError(401, "Invalid username or password.")
-        owner = wanted.get("organization") or request.user
-        repo_id = f"{owner}/{wanted['name']}"
-        if request.role != "write" or owner != request.user:
-            raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
-        if wanted.get("type", "model") != "model":
-            raise HubError(400, "The Hub of the tests has models only")
-        known = {"url": f"{self.url}/{repo_id}", "name": repo_id, "id": repo_id}
-        folder = self.repository(repo_id).folder
-        if folder.is_dir():
-            raise HubError(409, "You already created this model repo", **known)
-        Repository.create(folder, repo_id, wanted.get("visibility") == "private" or bool(wanted.get("private")))
-        return _json(known)
-
-    @_route("POST", "/api/validate-yaml", access=None)
-    def _validate(self, request: Request) -> Reply:
-        _, errors, warnings = read_card(request.json()["content"])
-        status = 400 if errors else 200
-        if request.headers.get("Accept") == "text/plain":
-            lines = [f"- Error: {line}" for line in errors] + [f"- Warning: {line}" for line in warnings]
-            return Reply("\n".join(lines).encode(), status, {"Content-Type": "text/plain; charset=utf-8"})
-        messages = {"errors": errors, "warnings": warnings}
-        return _json({kind: [{"message": line} for line in lines] for kind, lines in messages.items()}, status)
-
-    @_route("GET", f"{_MODEL}/auth-check")
-    def _may_read(self, request: Request, repository: Repository) -> Reply:
-        return _json({})
-
-    @_route("GET", f"{_MODEL}/auth-check/write", access="write")
-    def _may_write(self, request: Request, repository: Repository) -> Reply:
-        return _json({})
-
-    @_route("POST", f"{_MODEL}/branch/(?P<branch>[^/]+)", access="write")
-    def _create_branch(self, request: Request, repository: Repository, branch: str) -> Reply:
-        if branch.startswith("refs/"):
-            raise HubError(400, f"Invalid reference for a branch: {branch}")
-        if branch in repository.state["branches"]:
-            raise HubError(409, f"Reference already exists: refs/heads/{branch}")
-        repository.set_branch(branch, repository.resolve(request.json().get("startingPoint", "main"))["id"])
-        return _json({})
-
-    # ------------------------------------------------------------------ what is in a repository
-
-    @_route("GET", f"{_MODEL}/refs")
-    def _refs(self, request: Request, repository: Repository) -> Reply:
-        branches = [
-            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid}
-            for name, oid in repository.state["branches"].items()
-        ]
-        return _json({"branches": branches, "converts": [], "tags": [], "pullRequests": []})
-
-    @_route("GET", f"{_MODEL}/commits/(?P<revision>[^/]+)")
-    def _commits(self, request: Request, repository: Repository, revision: str) -> Reply:
-        commits = [
-            {key: commit[key] for key in ("id", "title", "message", "date")} | {"authors": [{"user": commit["author"]}]}
-            for commit in repository.history(revision)
-        ]
-        return self._page(request, commits)
-
-    @_route("GET", f"{_MODEL}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?")
-    def _tree(self, request: Request, repository: Repository, revision: str, path: str = "") -> Reply:
-        tree = repository.resolve(revision)["tree"]
-        prefix = f"{path.strip('/')}/" if path.strip("/") else ""
-        below = [file for file in tree if file.startswith(prefix)]
-        if prefix and not below:
-            raise HubError(404, f'{path} does not exist on "{revision}"', "EntryNotFound")
-        folders = {str(folder) for file in below for folder in PurePosixPath(file).parents} - {"."}
-        listed = {item for item in [*below, *folders] if item.startswith(prefix)}
-        if request.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
-            listed = {item for item in listed if "/" not in item[len(prefix) :]}
-        return self._page(request, self._describe(request.query, repository, revision, sorted(listed)))
-
-    @_route("POST", f"{_MODEL}/paths-info/(?P<revision>[^/]+)")
-    def _paths(self, request: Request, repository: Repository, revision: str) -> Reply:
-        form = urllib.parse.parse_qs(request.body.decode())
-        return _json(self._describe(form, repository, revision, [path.strip("/") for path in form.get("paths", [])]))
-
-    def _describe(
-        self, query: dict[str, list[str]], repository: Repository, revision: str, paths: list[str]
-    ) -> list[dict[str, Any]]:
-        """The files and folders among the paths, with the last commit that changed them if the query wants to know."""
-        expand = query.get("expand", ["false"])[0].lower() in ("true", "1")
-        tree, described = repository.resolve(revision)["tree"], []
-
-        def content(tree: dict[str, Any], path: str) -> dict[str, str]:
-            return {file: tree[file]["sha256"] for file in tree if file == path or file.startswith(f"{path}/")}
-
-        for path in paths:
-            now = content(tree, path)
-            if path in tree:
-                size, lfs = tree[path]["size"], {}
-                if tree[path]["lfs"]:
-                    sha256 = tree[path]["sha256"]
-                    lfs = {"lfs": {"oid": sha256, "size": size, "pointerSize": len(_pointer(sha256, size))}}
-                described.append({"type": "file", "oid": tree[path]["oid"], "size": size, "path": path, **lfs})
-            elif now:
-                oid = hashlib.sha1(json.dumps(now, sort_keys=True).encode()).hexdigest()
-                described.append({"type": "directory", "oid": oid, "size": 0, "path": path})
-            else:
-                continue
-            if expand:
-                for commit in repository.history(revision):
-                    if content(commit["tree"], path) != now:
-                        break
-                    changed = commit
-                described[-1]["lastCommit"] = {key: changed[key] for key in ("id", "title", "date")}
-        return described
-
-    @_route("GET", f"{_MODEL}(?:/revision/(?P<revision>[^/]+))?")
-    def _info(self, request: Request, repository: Repository, revision: str = "main") -> Reply:
-        state, commit = repository.state, repository.resolve(revision)
-        tree = commit["tree"]
-        card = read_card(repository.text(tree, "README.md"))[0]
-
-        def values(key: str) -> list[str]:
-            return [card[key]] if isinstance(card.get(key), str) else card.get(key, [])
-
-        tags = values("tags") + values("library_name") + values("pipeline_tag")
-        tags += ["safetensors"] * any(path.endswith(".safetensors") for path in tree)
-        named = {"base_model": "base_model", "datasets": "dataset", "license": "license"}
-        tags += [f"{name}:{value}" for key, name in named.items() for value in values(key)]
-        siblings = [{"rfilename": path} for path in sorted(tree)]
-        if "blobs" in request.query:
-            for sibling in siblings:
-                entry = tree[sibling["rfilename"]]
-                sibling |= {"size": entry["size"], "blobId": entry["oid"]}
-                if entry["lfs"]:
-                    pointer = _pointer(entry["sha256"], entry["size"])
-                    sibling["lfs"] = {"sha256": entry["sha256"], "size": entry["size"], "pointerSize": len(pointer)}
-        info = {
-            "_id": hashlib.sha1(state["id"].encode()).hexdigest()[:24],
-            "id": state["id"],
-            "modelId": state["id"],
-            "author": state["id"].split("/")[0],
-            "sha": commit["id"],
-            "lastModified": commit["date"],
-            "createdAt": state["created"],
-            "private": state["private"],
-            "gated": False,
-            "disabled": False,
-            "downloads": 0,
-            "likes": 0,
-            "tags": list(dict.fromkeys(tags)),
-            "siblings": siblings,
-            "usedStorage": sum(path.stat().st_size for path in (repository.folder / "blobs").iterdir()),
-        }
-        info |= {"cardData": card} if card else {}
-        info |= {key: card[key] for key in ("library_name", "pipeline_tag", "model-index") if key in card}
-        if "expand" in request.query:
-            info = {key: value for key, value in info.items() if key in ("_id", "id", *request.query["expand"])}
-        return _json(info)
-
-    @_route("GET HEAD", f"/{_REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
-    def _download(self, request: Request, repository: Repository, revision: str, path: str) -> Reply:
-        commit = repository.resolve(revision)
-        headers = {"X-Repo-Commit": commit["id"], "Accept-Ranges": "bytes"}
-        if path not in commit["tree"]:
-            error = HubError(404, "Entry not found", "EntryNotFound")
-            return _json(error.body, error.status, error.headers | headers)
-        entry = commit["tree"][path]
-        headers["ETag"] = f'"{entry["sha256" if entry["lfs"] else "oid"]}"'
-        if entry["lfs"]:
-            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(entry["size"])}
-        data = repository.blob(entry["sha256"]).read_bytes()
-        wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", ""))
-        if wanted is None or wanted[0] == "bytes=-":
-            return Reply(data, 200, headers)
-        start = int(wanted[1]) if wanted[1] else max(len(data) - int(wanted[2]), 0)
-        stop = min(int(wanted[2]) + 1, len(data)) if wanted[1] and wanted[2] else len(data)
-        if start >= stop:
-            return Reply(b"", 416, headers | {"Content-Range": f"bytes */{len(data)}"})
-        return Reply(data[start:stop], 206, headers | {"Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"})
-
-    # ------------------------------------------------------------------ uploads and commits
-
-    @_route("POST", f"{_MODEL}/preupload/(?P<revision>[^/]+)", access="write")
-    def _preupload(self, request: Request, repository: Repository, revision: str) -> Reply:
-        wanted, tree = request.json(), repository.resolve(revision)["tree"]
-        gitignore = wanted.get("gitIgnore", repository.text(tree, ".gitignore"))
-        answers = []
-        for file in wanted["files"]:
-            path = file["path"]
-            large = repository.is_large(tree, path, file["size"], base64.b64decode(file["sample"], validate=True))
-            answer = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": _ignored(path, gitignore)}
-            if path in tree:
-                answer["oid"] = tree[path]["sha256" if tree[path]["lfs"] else "oid"]
-            answers.append(answer)
-        return _json({"files": answers})
-
-    @_route("POST", f"{_LFS}/batch", access="write")
-    def _batch(self, request: Request, repository: Repository) -> Reply:
-        wanted = request.json()
-        if wanted["operation"] != "upload" or wanted["hash_algo"] != "sha256" or "basic" not in wanted["transfers"]:
-            raise HubError(422, "The Hub of the tests knows basic uploads by SHA-256 only")
-        answers = []
-        for file in wanted["objects"]:
-            answer: dict[str, Any] = {"oid": file["oid"], "size": file["size"]}
-            if not repository.blob(file["oid"]).exists():
-                repo_id, ticket = repository.state["id"], secrets.token_hex(8)
-                self._uploads[ticket] = repository, file["oid"], file["size"]
-                answer["authenticated"] = True
-                answer["actions"] = {
-                    # As with a storage service, what the address holds is the right to upload: no token is sent there.
-                    "upload": {"href": f"{self.url}/storage/{repo_id}/{file['oid']}?signature={ticket}", "header": {}},
-                    "verify": {"href": f"{self.url}/{repo_id}.git/info/lfs/objects/verify", "header": {}},
-                }
-            answers.append(answer)
-        return _json({"transfer": "basic", "objects": answers})
-
-    @_route("PUT", "/storage/.+/(?P<oid>[0-9a-f]{64})", access=None)
-    def _upload(self, request: Request, oid: str) -> Reply:
-        repository, expected, size = self._uploads.get(request.query.get("signature", [""])[0], (None, "", 0))
-        if repository is None or expected != oid:
-            raise HubError(403, "SignatureDoesNotMatch")
-        if len(request.body) != size or hashlib.sha256(request.body).hexdigest() != oid:
-            raise HubError(400, "BadDigest: this is not the content that was announced")
-        repository.store(request.body)
-        return Reply()
-
-    @_route("POST", f"{_LFS}/verify", access="write")
-    def _verify(self, request: Request, repository: Repository) -> Reply:
-        wanted = request.json()
-        blob = repository.blob(wanted["oid"])
-        if not blob.exists() or blob.stat().st_size != wanted["size"]:
-            raise HubError(404, f"The object {wanted['oid']} was not uploaded")
-        return _json({})
-
-    @_route("POST", f"{_MODEL}/commit/(?P<branch>[^/]+)", access="write")
-    def _commit(self, request: Request, repository: Repository, branch: str) -> Reply:
-        if branch not in repository.state["branches"]:
-            raise HubError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
-        parent = repository.resolve(branch)
-        operations = [json.loads(line) for line in request.body.splitlines() if line.strip()]
-        header = operations[0]["value"]
-        if operations[0]["key"] != "header" or not header.get("summary"):
-            raise HubError(400, "A commit begins with a header that has a summary")
-        if not parent["id"].startswith(header.get("parentCommit", "")):
-            raise HubError(412, "A commit has happened since. Please refresh and try again.")
-        changes: dict[str, Any] = {}
-        for operation in operations[1:]:
-            value, kind = operation["value"], operation["key"]
-            path = value["path"]
-            if {"", ".", "..", ".git"} & set(path.removesuffix("/").split("/")):
-                raise HubError(400, f"Invalid path: {path}")
-            if kind in ("deletedFile", "deletedFolder"):
-                what = kind.removeprefix("deleted").lower()
-                folder = f"{path.removesuffix('/')}/"
-                gone = [file for file in parent["tree"] if (file == path if what == "file" else file.startswith(folder))]
-                if not gone:
-                    raise HubError(404, f"A {what} with this name doesn't exist: {path}", "EntryNotFound")
-                changes |= dict.fromkeys(gone)
-            elif kind == "file":
-                changes[path] = self._regular(repository, parent["tree"], path, value)
-            elif kind == "lfsFile":
-                blob = repository.blob(value["oid"])
-                size = blob.stat().st_size if blob.exists() else None
-                if value["algo"] != "sha256" or size is None or value.get("size", size) != size:
-                    problem = "Your push was rejected because an LFS pointer pointed to a file that does not exist."
-                    raise HubError(400, f"{problem} Offending file: {path}")
-                changes[path] = _large_entry(value["oid"], size)
-            else:
-                raise HubError(400, f"Unknown operation: {kind}")
-        oid = repository.commit(branch, changes, header["summary"], header.get("description", ""), request.user or "")
-        url = f"{self.url}/{repository.state['id']}/commit/{oid}"
-        return _json({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
-
-    def _regular(self, repository: Repository, tree: dict[str, Any], path: str, value: dict[str, Any]) -> bytes:
-        """The content of a file that comes with the commit itself."""
-        if value.get("encoding") != "base64":
-            raise HubError(400, f"{path}: the encoding must be base64")
-        try:
-            data = base64.b64decode(value["content"], validate=True)
-        except binascii.Error as error:
-            raise HubError(400, f"{path}: {error}") from None
-        if repository.is_large(tree, path, len(data), data[:512]):
-            raise HubError(400, f"Your push was rejected because it contains binary or large files. Offending file: {path}")
-        if path == "README.md":
-            errors = read_card(data.decode(errors="replace"))[1]
-            if errors:
-                raise HubError(400, "\n- ".join(["Invalid metadata in README.md.", *errors]))
-        return data
+        return as_json(items[start : start + size], headers=headers)
 
 
 class _Server(ThreadingHTTPServer):

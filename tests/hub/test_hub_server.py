@@ -9,7 +9,8 @@ import threading
 import time
 
 import pytest
-from hub_server import HubServer, read_card
+from hub_repository import read_card
+from hub_server import HubServer
 from huggingface_hub import (
     CommitOperationAdd as Add,
     CommitOperationCopy as Copy,
