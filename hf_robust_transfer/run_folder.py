@@ -1,3 +1,96 @@
-"""What is in a run's folder: every file name."""
+"""What lies in a run's folder: every file name, and what each file is.
 
-RECORD_NAME = "training.json"
+One rule holds for all of them: a file is evidence only for the weights and the configuration that it was made with.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "config.json"
+RUN_NAME = "run.json"  # what defines the run; in its checkpoints, too
+RECORD_NAME = "training.json"  # how the model here was made
+RESULTS_NAME = "all_results.json"
+TRAIN_RESULTS_NAME = "train_results.json"
+FINISHED_NAME = "finished.json"  # written last of all
+STATE_NAME = "trainer_state.json"  # written last in a checkpoint
+COMPARISON_NAME = "comparison.json"  # the quickstart's table
+LOCK_NAME = ".lock"
+PROGRESS_NAME = "evaluation_progress"  # a folder with the finished chunks of an evaluation
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Of one run, and gone when another one starts in its place: also what describes or accompanies its model.
+_OF_A_RUN = re.compile(
+    r"\w+_results\.json|trainer_state\.json|run\.json|training\.json|finished\.json|comparison\.json"
+    r"|model.*\.safetensors|model\.safetensors\.index\.json|config\.json|preprocessor_config\.json|training_args\.bin"
+    r"|robustness\.(json|md)|robustness_(curve|examples)\.png"
+)
+_LEFT_BEHIND = re.compile(r"_(saving|publishing)-.*|.*\.part")
+
+
+def step_of(folder: Path) -> int | None:
+    """The step of a checkpoint's folder, None for another one.
+
+    Example:
+        >>> step_of(Path("outputs/mine/checkpoint-40")), step_of(Path("outputs/mine"))
+        (40, None)
+    """
+    match = _CHECKPOINT.fullmatch(folder.name)
+    return None if match is None else int(match[1])
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end, which the trainer's state marks."""
+    return "global_step" in (read_json(checkpoint / STATE_NAME) or {})
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest of a run's complete checkpoints."""
+    complete = [path for path in folder.glob("checkpoint-*") if step_of(path) is not None and is_complete(path)]
+    return max(complete, key=lambda path: step_of(path) or 0, default=None)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run went to its end here, its evaluation and its publishing included."""
+    if read_json(folder / RESULTS_NAME) is None:
+        return False
+    # Runs of 0.1.0 have no mark but their results, and their run.json does not say what images they trained on.
+    return (folder / FINISHED_NAME).is_file() or "training_images" not in (read_json(folder / RUN_NAME) or {})
+
+
+def clear(folder: Path) -> None:
+    """Delete the checkpoints, results and model of a run, and all that describes them; other files stay."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if step_of(path) is not None or path.name == PROGRESS_NAME:
+            shutil.rmtree(path)
+        elif _OF_A_RUN.fullmatch(path.name):
+            path.unlink()
+    tidy(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Delete what a killed run left half-written."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        half_written = step_of(path) is not None and not is_complete(path)
+        if half_written or _LEFT_BEHIND.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if half_written:  # then training did not end here, and a record that says so is of an earlier time
+            (folder / RECORD_NAME).unlink(missing_ok=True)
+
+
+def is_of_a_run(path: Path, folder: Path) -> bool:
+    """Whether `clear` would delete a file or folder, or something in it."""
+    path, folder = path.resolve(), folder.resolve()
+    inside = path.relative_to(folder).parts if path.is_relative_to(folder) else None
+    return inside is not None and (not inside or _CHECKPOINT.fullmatch(inside[0]) is not None)
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, None where it is missing or half-written."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -16,7 +16,7 @@ from transformers import set_seed
 from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
-from ..runs.folder import claim_output_dir
+from ..runs.folder import claimed_output_dir
 from ..runs.train import train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
 from . import quickstart
@@ -58,34 +58,35 @@ def main(argv: Sequence[str]) -> None:
     if model_args.model_name_or_path is None:
         raise UsageError("--model_name_or_path is missing: the robust source, a checkpoint folder or a Hub id")
     source = args.teacher_name_or_path or model_args.model_name_or_path
-    resume_from = claim_output_dir(
+    with claimed_output_dir(
         args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path, source]
-    )
-    if not Path(source or "").is_dir() and timm.is_model(source or ""):
-        raise UsageError(
-            f"--model_name_or_path {source} is an architecture without weights: train it with hf-robust-transfer pretrain,"
-            " import a checkpoint with hf-robust-transfer import-checkpoint, or use a Hub id such as timm/resnet50.a1_in1k"
+    ) as resume_from:
+        if not Path(source or "").is_dir() and timm.is_model(source or ""):
+            raise UsageError(
+                f"--model_name_or_path {source} is an architecture without weights: train it with hf-robust-transfer"
+                " pretrain, import a checkpoint with hf-robust-transfer import-checkpoint, or use a Hub id such as"
+                " timm/resnet50.a1_in1k"
+            )
+        splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
+        set_seed(args.seed)
+        model, processor = model_args.load(splits.id2label)
+        teacher = None
+        if args.lwf_weight:
+            revision = "main" if args.teacher_name_or_path else model_args.model_revision
+            teacher = PixelClassifier(*load_model(source, revision=revision, **model_args.hub_options))
+        train_and_evaluate(
+            model,
+            processor,
+            splits,
+            args,
+            teacher=teacher,
+            resume_from=resume_from,
+            overwrite=model_args.overwrite_output_dir,
+            data=data_args,
+            base_model=model_args.model_name_or_path,
+            options={**model_args.defining_options, "teacher_name_or_path": source},
+            command=["finetune", *as_flags(argv)],
         )
-    splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
-    set_seed(args.seed)
-    model, processor = model_args.load(splits.id2label)
-    teacher = None
-    if args.lwf_weight:
-        revision = "main" if args.teacher_name_or_path else model_args.model_revision
-        teacher = PixelClassifier(*load_model(source, revision=revision, **model_args.hub_options))
-    train_and_evaluate(
-        model,
-        processor,
-        splits,
-        args,
-        teacher=teacher,
-        resume_from=resume_from,
-        overwrite=model_args.overwrite_output_dir,
-        data=data_args,
-        base_model=model_args.model_name_or_path,
-        options={**model_args.defining_options, "teacher_name_or_path": source},
-        command=["finetune", *as_flags(argv)],
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from transformers import set_seed
 
 from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
-from ..runs.folder import claim_output_dir
+from ..runs.folder import claimed_output_dir
 from ..runs.train import train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
 from .main import run_command
@@ -29,21 +29,23 @@ def main(argv: Sequence[str]) -> None:
     )
     if model_args.model_name_or_path is None:
         raise UsageError("--model_name_or_path is missing: a timm architecture, a checkpoint folder or a Hub id")
-    resume_from = claim_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path])
-    splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
-    set_seed(args.seed)
-    model, processor = model_args.load(splits.id2label)
-    train_and_evaluate(
-        model,
-        processor,
-        splits,
-        args,
-        resume_from=resume_from,
-        overwrite=model_args.overwrite_output_dir,
-        data=data_args,
-        options=model_args.defining_options,
-        command=["pretrain", *as_flags(argv)],
-    )
+    with claimed_output_dir(
+        args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path]
+    ) as resume_from:
+        splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
+        set_seed(args.seed)
+        model, processor = model_args.load(splits.id2label)
+        train_and_evaluate(
+            model,
+            processor,
+            splits,
+            args,
+            resume_from=resume_from,
+            overwrite=model_args.overwrite_output_dir,
+            data=data_args,
+            options=model_args.defining_options,
+            command=["pretrain", *as_flags(argv)],
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The embedded example: a robust and a natural source on digits 0–4, each transferred to digits 5–9."""
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, disable_
 from sklearn.datasets import load_digits
 from transformers import PrinterCallback, set_seed
 
+from ..atomic import write_json
 from ..data import DataArguments, ImageSplits, PixelDataset, choose_splits
 from ..modeling import PixelClassifier, create_model, replace_head
-from ..runs.folder import claim_output_dir, clear_output_dir
+from ..run_folder import COMPARISON_NAME, FINISHED_NAME, RESULTS_NAME, clear
+from ..runs.folder import claimed_output_dir
 from ..training.arguments import RobustTrainingArguments
 from ..training.trainer import RobustTrainer
 from .main import run_command
@@ -48,6 +49,7 @@ TRANSFERS: dict[str, dict[str, Any]] = {
     },
 }
 KEPT = ("robust_source", "lwf")
+Comparison = dict[str, dict[str, dict[str, float]]]  # source, transfer, metric
 
 
 @dataclass
@@ -85,52 +87,53 @@ def run(args: QuickstartArguments) -> None:
     """Train both sources and transfer each in three ways, print the table, keep the robust source's LwF model.
 
     Raises:
-        ValueError: the output folder holds a finished run.
+        UsageError: the output folder holds a finished run, or another run is at work in it.
     """
     shared: dict[str, Any] = {**COMMON, "output_dir": args.output_dir, "seed": args.seed, "use_cpu": args.use_cpu}
     whole = RobustTrainingArguments(**shared)
     shared["per_device_train_batch_size"] = max(1, COMMON["per_device_train_batch_size"] // whole.world_size)
-    claim_output_dir(whole, overwrite=args.overwrite_output_dir)
     disable_progress_bars()  # of splitting data sets; what takes time here prints a line
-    source_splits = digits(SOURCE_CLASSES, args.seed)
-    target_splits = digits(TARGET_CLASSES, args.seed, TARGET_SAMPLES_PER_CLASS)
-    comparison: dict[str, dict[str, dict[str, float]]] = {}
+    with claimed_output_dir(whole, overwrite=args.overwrite_output_dir):
+        splits = digits(TARGET_CLASSES, args.seed, TARGET_SAMPLES_PER_CLASS)
+        comparison, trainer, metrics = _compare(args.seed, shared, splits)
+        folder, images_dir = Path(args.output_dir), Path(args.output_dir, "test_images")
+        with whole.main_process_first(desc="clearing the output folder"):
+            if whole.should_save:
+                clear(folder)
+        trainer.model.config.robust_training["data"] = {"dataset_name": str(images_dir)}
+        trainer.save_model(args.output_dir)
+        if trainer.is_world_process_zero():
+            images_dir.mkdir(exist_ok=True)
+            (splits.test or splits.validation).to_parquet(images_dir / "test-00000-of-00001.parquet")
+            write_json(folder / COMPARISON_NAME, comparison)
+            write_json(folder / RESULTS_NAME, metrics)
+            write_json(folder / FINISHED_NAME, {})
+            print(table(comparison, len(splits.test or [])))
+            print(f"The robust source's LwF model is in {args.output_dir}.")
+
+
+def _compare(seed: int, shared: dict[str, Any], splits: ImageSplits) -> tuple[Comparison, RobustTrainer, dict[str, float]]:
+    """All figures, and the trainer and metrics of what is `KEPT`."""
+    source_splits = digits(SOURCE_CLASSES, seed)
+    comparison: Comparison = {}
     kept: tuple[RobustTrainer, dict[str, float]] | None = None
     for source_name, source_options in SOURCES.items():
-        set_seed(args.seed)
+        set_seed(seed)
         source, processor = create_model(ARCHITECTURE, id2label=source_splits.id2label, model_args=MODEL_ARGS, image_size=8)
         _train(source, processor, source_splits, f"{source_name}: training on digits 0–4", {**shared, **source_options})
         comparison[source_name] = {}
         for transfer, transfer_options in TRANSFERS.items():
-            set_seed(args.seed)
+            set_seed(seed)
             model = copy.deepcopy(source)
-            replace_head(model, target_splits.id2label)
+            replace_head(model, splits.id2label)
             teacher = PixelClassifier(copy.deepcopy(source), processor) if "lwf_weight" in transfer_options else None
-            trainer, metrics = _train(
-                model,
-                processor,
-                target_splits,
-                f"{source_name}: {transfer} transfer to digits 5–9",
-                {**shared, **transfer_options},
-                teacher,
-            )
+            title = f"{source_name}: {transfer} transfer to digits 5–9"
+            trainer, metrics = _train(model, processor, splits, title, {**shared, **transfer_options}, teacher)
             comparison[source_name][transfer] = {name: metrics[f"test_{name}"] for name in ("accuracy", "robust_accuracy")}
             if (source_name, transfer) == KEPT:
                 kept = trainer, metrics
-
     assert kept is not None
-    trainer, metrics = kept
-    clear_output_dir(whole)
-    images_dir = Path(args.output_dir, "test_images")
-    trainer.model.config.robust_training["data"] = {"dataset_name": str(images_dir)}
-    trainer.save_model(args.output_dir)
-    if trainer.is_world_process_zero():
-        images_dir.mkdir(exist_ok=True)
-        (target_splits.test or target_splits.validation).to_parquet(images_dir / "test-00000-of-00001.parquet")
-        Path(args.output_dir, "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
-        print(table(comparison, len(target_splits.test or [])))
-        print(f"The robust source's LwF model is in {args.output_dir}.")
-    trainer.save_metrics("test", metrics)
+    return comparison, *kept
 
 
 def _train(
@@ -159,7 +162,7 @@ def _train(
     return trainer, metrics
 
 
-def table(comparison: dict[str, dict[str, dict[str, float]]], samples: int) -> str:
+def table(comparison: Comparison, samples: int) -> str:
     """The comparison as text: clean / robust accuracy in percent, a row per source, a column per transfer."""
     eps = COMMON["eps"]
     lines = [

@@ -4,6 +4,7 @@ import hashlib
 import mmap
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,16 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises for damaged files
             file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
             raise UsageError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
+
+    def content_sha256(self) -> str:
+        """A hash of the encoded images and their labels, in their order: the same wherever they lie."""
+        digest = hashlib.sha256()
+        for row, label in enumerate(self.labels):
+            encoded = self._encoded[row]["image"] or {}
+            content = encoded.get("bytes") or (Path(encoded["path"]).read_bytes() if encoded.get("path") else b"")
+            digest.update(f"{label} {len(content)} ".encode())
+            digest.update(content)
+        return digest.hexdigest()
 
     def check(self, rank: int = 0, world_size: int = 1) -> None:
         """Read the images once, so that a damaged one is found now and not in the middle of training.

@@ -1,67 +1,104 @@
-"""A run's output folder: claiming it, resuming in it, clearing it."""
+"""A run's output folder: one run at a time, that goes on where it was stopped, and only as the same run."""
 
 import json
-import re
-import shutil
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
+from ..atomic import write_json
 from ..errors import UsageError
+from ..run_folder import (
+    LOCK_NAME,
+    RECORD_NAME,
+    RUN_NAME,
+    clear,
+    is_complete,
+    is_finished,
+    is_of_a_run,
+    last_checkpoint,
+    read_json,
+    tidy,
+)
 from ..training import RobustTrainingArguments
 
-_FINISHED = "all_results.json"  # written last
-_CHECKPOINT = re.compile(r"checkpoint-\d+")
-_RESULT = re.compile(r"\w+_results\.json|trainer_state\.json|run\.json|training\.json|comparison\.json|model\.safetensors")
-# Options with which a stopped run may go on.
-_MAY_CHANGE = (
-    *("num_train_epochs", "per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit"),
-    *("cache_features", "feature_cache_dir", "feature_cache_limit"),
-)
 
-
-def claim_output_dir(
+@contextmanager
+def claimed_output_dir(
     args: RobustTrainingArguments, *, overwrite: bool = False, uses: Sequence[str | None] = ()
-) -> str | None:
-    """Make sure that a run may use its output folder, and find where to resume. Changes nothing yet.
+) -> Iterator[str | None]:
+    """Hold a run's output folder against other runs, and find where to resume. Changes nothing of what is in it.
 
     Args:
         args: the run's arguments.
-        overwrite: `clear_output_dir` will delete the checkpoints and results of an earlier run.
+        overwrite: `begin` will delete the checkpoints and results of an earlier run.
         uses: models that the run starts from, which it must not delete.
 
-    Returns:
+    Yields:
         The checkpoint to resume from: the one asked for, else the last complete one in the folder, else None.
 
     Raises:
-        ValueError: the folder holds a finished run, ``resume_from_checkpoint`` is no complete checkpoint, or overwriting
-            would delete what the run needs.
+        UsageError: another run holds the folder, it has a finished run, ``resume_from_checkpoint`` is no complete
+            checkpoint, or overwriting would delete what the run needs.
     """
     output_dir = Path(args.output_dir or "")
+    with _locked(output_dir, args):
+        yield _where_to_resume(args, output_dir, overwrite, uses)
+
+
+@contextmanager
+def _locked(folder: Path, args: RobustTrainingArguments) -> Iterator[None]:
+    """Hold a folder's lock, on the first process; where nothing comes to be in the folder, it goes again."""
+    lock, refused = FileLock(folder / LOCK_NAME), [""]
+    new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    if args.process_index == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            refused = [f"--output_dir {folder} is in use by another run: wait until it ends, or choose another folder"]
+        except OSError as error:
+            refused = [f"--output_dir {folder} cannot be made or written: {error.strerror or error}"]
+    if args.world_size > 1:
+        broadcast_object_list(refused)
+    if refused[0]:
+        raise UsageError(refused[0])
+    try:
+        yield
+    finally:
+        if args.process_index == 0:
+            (folder / LOCK_NAME).unlink(missing_ok=True)
+            lock.release()
+            for parent in new:
+                if parent.is_dir() and not os.listdir(parent):
+                    parent.rmdir()
+
+
+def _where_to_resume(
+    args: RobustTrainingArguments, output_dir: Path, overwrite: bool, uses: Sequence[str | None]
+) -> str | None:
     asked = str(args.resume_from_checkpoint or "")
     explicit = asked if asked.lower() not in ("", "true", "false") else None
     if overwrite:
         for used in (*uses, explicit):
-            if used is not None and _would_be_deleted(Path(used), output_dir):
+            if used is not None and is_of_a_run(Path(used), output_dir):
                 raise UsageError(
                     f"--overwrite_output_dir would delete {used}, which this run needs: choose another --output_dir"
                 )
-        return explicit
-    if (output_dir / _FINISHED).exists():
+    elif is_finished(output_dir):
         raise UsageError(
             f"--output_dir {output_dir} holds a finished run: choose another folder, or start anew with"
             " --overwrite_output_dir"
         )
-    if explicit is not None:
-        if not _is_complete(Path(explicit)):
-            raise UsageError(f"--resume_from_checkpoint {explicit} is not a complete checkpoint folder")
+    if explicit is not None and not is_complete(Path(explicit)):
+        raise UsageError(f"--resume_from_checkpoint {explicit} is not a complete checkpoint folder")
+    if explicit is not None or overwrite or asked.lower() == "false":
         return explicit
-    if asked.lower() == "false":
-        return None
-    complete = [path for path in output_dir.glob("checkpoint-*") if _CHECKPOINT.fullmatch(path.name) and _is_complete(path)]
-    found: list[Any] = [str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None]
+    found: list[Any] = [last_checkpoint(output_dir)]
     if args.world_size > 1:
         broadcast_object_list(found)  # all processes resume from what the first one found
     if found[0] is not None and args.process_index == 0:
@@ -69,56 +106,54 @@ def claim_output_dir(
     return None if found[0] is None else str(found[0])
 
 
-def _would_be_deleted(path: Path, output_dir: Path) -> bool:
-    path, output_dir = path.resolve(), output_dir.resolve()
-    inside = path.relative_to(output_dir).parts if path.is_relative_to(output_dir) else None
-    return inside is not None and (not inside or _CHECKPOINT.fullmatch(inside[0]) is not None)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end, which the trainer's state marks."""
-    try:
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError):
-        return False
-
-
-def clear_output_dir(args: RobustTrainingArguments) -> None:
-    """Delete the checkpoints, results and model of an earlier run in the output folder; other files stay."""
-    output_dir = Path(args.output_dir or "")
-    with args.main_process_first(desc="clearing the output folder"):
-        if args.should_save and output_dir.is_dir():
-            for path in output_dir.iterdir():
-                if _CHECKPOINT.fullmatch(path.name):
-                    shutil.rmtree(path)
-                elif _RESULT.fullmatch(path.name):
-                    path.unlink()
-
-
-def check_same_run(args: RobustTrainingArguments, options: dict[str, Any]) -> None:
-    """Note in the output folder what defines this run or, where it is noted already, make sure that it is the same.
+def begin(args: RobustTrainingArguments, identity: dict[str, Any], resume_from: str | None, *, overwrite: bool) -> None:
+    """Note in the output folder what defines this run or, where it goes on, make sure that it is the same.
 
     Args:
-        args: the run's arguments; of them, all that `RobustTrainingArguments` adds to the base class count.
-        options: what else defines the run: its model and its data.
+        args: the run's arguments.
+        identity: all that defines the run.
+        resume_from: a checkpoint to go on from.
+        overwrite: first delete the checkpoints, results and model of an earlier run.
 
     Raises:
-        ValueError: the folder has the checkpoints of another run.
+        UsageError: the folder has a model or checkpoints of another run, or ``resume_from`` is of another run.
     """
-    own = [name for name in RobustTrainingArguments.__annotations__ if name not in _MAY_CHANGE]
-    options = {**options, "seed": args.seed, **{name: getattr(args, name) for name in own}}
-    options = json.loads(json.dumps(options, default=str))
-    file = Path(args.output_dir or "", "run.json")
+    output_dir = Path(args.output_dir or "")
+    identity = json.loads(json.dumps(identity, default=str))
     with args.main_process_first(desc="checking the output folder"):
-        if file.is_file():
-            noted = json.loads(file.read_text())
-            for name in sorted(noted.keys() & options.keys()):
-                if noted[name] != options[name]:
-                    raise UsageError(
-                        f"--output_dir {file.parent} has checkpoints of a run with --{name} {noted[name]}, not"
-                        f" {options[name]}:"
-                        " choose another folder, or start anew with --overwrite_output_dir"
-                    )
-        elif args.should_save:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(options, indent=2) + "\n")
+        noted = None if overwrite else _identity_of(output_dir)
+        if noted is not None:
+            what = f"--output_dir {output_dir} has checkpoints of a run with"
+            _check_same(identity, noted, what, "--overwrite_output_dir")
+        if resume_from is not None:
+            checkpoint = Path(resume_from)
+            places = [checkpoint, checkpoint.parent] if is_of_a_run(checkpoint, output_dir) else [checkpoint]
+            noted = next((found for place in places if (found := read_json(place / RUN_NAME))), None)
+            if noted is None:
+                raise UsageError(
+                    f"--resume_from_checkpoint {resume_from} does not say which run it is of (it has no {RUN_NAME}):"
+                    " start from its weights, with --model_name_or_path"
+                )
+            what = f"--resume_from_checkpoint {resume_from} is of a run with"
+            _check_same(identity, noted, what, "--resume_from_checkpoint false")
+        if args.should_save:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                clear(output_dir)
+            tidy(output_dir)
+            write_json(output_dir / RUN_NAME, identity)
+
+
+def _identity_of(output_dir: Path) -> dict[str, Any] | None:
+    """What defines the run that left something worth going on from; a first attempt that did not binds nobody."""
+    left = last_checkpoint(output_dir) is not None or (output_dir / RECORD_NAME).is_file()
+    return read_json(output_dir / RUN_NAME) if left else None
+
+
+def _check_same(identity: dict[str, Any], noted: dict[str, Any], what: str, instead: str) -> None:
+    for name in sorted(noted.keys() & identity.keys()):
+        if noted[name] != identity[name]:
+            shown = f"--{name} {noted[name]}, not {identity[name]}"
+            if name == "training_images":
+                shown = "other training images, or other labels of them"
+            raise UsageError(f"{what} {shown}: choose another folder, or start anew with {instead}")

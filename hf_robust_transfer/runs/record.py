@@ -1,43 +1,36 @@
-"""What a model card has to say about training, noted beside the weights when training ends."""
+"""What a run is noted by: what defines it, and how the model that it left came to be."""
 
-import json
+import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..atomic import replacing
+from transformers import TrainingArguments
+
+from ..atomic import write_json
 from ..data import DataArguments, ImageSplits
 from ..evaluation.report import shown
 from ..evaluation.robustness import hardware
-from ..run_folder import RECORD_NAME
+from ..modeling import load_model
+from ..modeling.fingerprint import fingerprint
+from ..provenance import Provenance, options_that_affect
+from ..run_folder import CONFIG_NAME, RECORD_NAME
 from ..training import RobustTrainingArguments
 
-# Of the base class's many options, those that change what is learned.
-_OPTIONS = (
-    *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("optim", "optim_args", "weight_decay", "lr_scheduler_type", "warmup_steps", "max_grad_norm", "bf16", "fp16", "seed"),
-)
 _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets", "accelerate")
-# Of this package's options, those that change nothing of it.
-_OF_NO_EFFECT = (
-    *("per_device_eval_batch_size", "logging_steps", "save_strategy", "save_total_limit", "ddp_broadcast_buffers"),
-    *(
-        "eval_attack_steps",
-        "eval_attack_step_size",
-        "cache_features",
-        "feature_cache_dir",
-        "feature_cache_limit",
-        "dataloader_num_workers",
-    ),
+# Of what `TrainingArguments` itself declares, which cannot say so: a run that goes on may change these, and only these.
+_OF_NO_EFFECT = re.compile(
+    r"(logging|log|save|eval|hub|dataloader|push|ddp|do|torch_compile|trackio|disable|include|gradient_checkpointing)_?.*"
+    r"|output_dir|prediction_loss_only|per_device_eval_batch_size|torch_empty_cache_steps|use_cpu|project|run_name|report_to"
+    r"|resume_from_checkpoint|skip_memory_metrics|restore_callback_states_from_checkpoint|remove_unused_columns|label_names"
+    r"|local_rank|overwrite_output_dir|tf32|use_cache|debug|accelerator_config|deepspeed|fsdp.*|parallelism_config|enable_jit_checkpoint"
 )
 # Flags whose value is a secret, or says nothing to others.
-_DROPPED = (
-    *("--token", "--hub_token", "--hub-token", "--cache_dir", "--cache-dir"),
-    *("--feature_cache_dir", "--feature-cache-dir"),
-)
+_NOT_FOR_OTHERS = re.compile(r"--\w*(token|cache_dir|api_key|password)", re.ASCII)
+_PLACES = ("dataset_name", "train_dir", "validation_dir", "test_dir", "model_name_or_path", "teacher_name_or_path")
 
 
 def command_line(command: Sequence[str]) -> str:
@@ -55,7 +48,7 @@ def command_line(command: Sequence[str]) -> str:
     arguments = iter(given)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        if flag in _DROPPED:
+        if _NOT_FOR_OTHERS.fullmatch(flag.replace("-", "_").replace("__", "--", 1)):
             if not equals:
                 next(arguments, None)
         elif equals:
@@ -63,6 +56,27 @@ def command_line(command: Sequence[str]) -> str:
         else:
             kept.append(shown(argument))
     return f"accelerate launch -m hf_robust_transfer.cli.{name} {shlex.join(kept)}".rstrip()
+
+
+def identity(args: RobustTrainingArguments, data: DataArguments | None, more: dict[str, Any]) -> dict[str, Any]:
+    """All that defines a run: one with another identity does not go on from its checkpoints.
+
+    Local places do not count, since the same images and models may lie elsewhere.
+
+    Args:
+        args: the run's options.
+        data: where its images come from.
+        more: what else defines it: its model, and a hash of its training images.
+    """
+    own = options_that_affect(args, "model", "run")
+    options = {**more, **own, **({} if data is None else asdict(data))}
+    inherited = {option.name for option in fields(TrainingArguments)} - set(RobustTrainingArguments.__annotations__)
+    return {
+        name: shown(value) if isinstance(value, str) and name in _PLACES else value
+        for name, value in options.items()
+        if not (name in inherited and _OF_NO_EFFECT.fullmatch(name))
+        and not (name in _PLACES and isinstance(value, str) and Path(value).exists())
+    }
 
 
 def write_training_record(
@@ -73,6 +87,7 @@ def write_training_record(
     data: DataArguments | None,
     seconds: float,
     command: Sequence[str] | None,
+    training_images: str | None,
 ) -> None:
     """Write ``training.json`` into the run's output folder: how the model there came to be.
 
@@ -83,21 +98,31 @@ def write_training_record(
         data: where the splits came from.
         seconds: how long training took.
         command: that was used, name and arguments; None where the run was started from Python.
+        training_images: a hash of them and of their labels.
     """
-    own = [name for name in RobustTrainingArguments.__annotations__ if name not in (*_OPTIONS, *_OF_NO_EFFECT)]
-    record: dict[str, Any] = {
-        "command": None if command is None else command_line(command),
-        "base_model": None if base_model is None else shown(base_model),
-        "data": {} if data is None else {name: _shown(value) for name, value in asdict(data).items() if value is not None},
-        "images": {"train": len(splits.train), "validation": len(splits.validation)},
-        "options": {name: getattr(args, name) for name in (*_OPTIONS, *own)},
-        "processes": args.world_size,
-        "seconds": seconds,
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in _LIBRARIES},
+    folder = Path(args.output_dir or "")
+    own = set(RobustTrainingArguments.__annotations__)
+    usual = {option.name: option.default for option in fields(TrainingArguments)}
+    options = {
+        name: value
+        for name, value in options_that_affect(args, "model").items()
+        if name in own or (not _OF_NO_EFFECT.fullmatch(name) and (name not in usual or value != usual[name]))
     }
-    with replacing(Path(args.output_dir or "", RECORD_NAME)) as part:
-        part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    whole = (folder / CONFIG_NAME).is_file()  # a sharded checkpoint has none
+    record = Provenance(
+        fingerprint=fingerprint(*load_model(str(folder))) if whole else None,
+        command=None if command is None else command_line(command),
+        base_model=None if base_model is None else shown(base_model),
+        data={} if data is None else {name: _shown(value) for name, value in asdict(data).items() if value is not None},
+        images={"train": len(splits.train), "validation": len(splits.validation)},
+        training_images=training_images,
+        options=options,
+        processes=args.world_size,
+        seconds=seconds,
+        hardware=hardware(),
+        versions={name: version(name) for name in _LIBRARIES},
+    )
+    write_json(folder / RECORD_NAME, record.to_dict())
 
 
 def _shown(value: Any) -> Any:

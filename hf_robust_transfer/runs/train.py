@@ -1,19 +1,23 @@
 """One training run, from data to results."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from transformers import BaseImageProcessor, PreTrainedModel, set_seed
+from transformers import BaseImageProcessor, PreTrainedModel, TrainerState, set_seed
 
+from ..atomic import write_json
 from ..data import DataArguments, ImageSplits, PixelDataset
 from ..errors import UsageError
-from ..modeling import PixelClassifier
+from ..modeling import PixelClassifier, load_model
+from ..modeling.fingerprint import fingerprint
+from ..provenance import Provenance
+from ..run_folder import FINISHED_NAME, RECORD_NAME, RESULTS_NAME, STATE_NAME, TRAIN_RESULTS_NAME, read_json
 from ..training import RobustTrainer, RobustTrainingArguments
 from ..transfer import describe
-from .folder import check_same_run, clear_output_dir
-from .record import write_training_record
+from .folder import begin
+from .record import identity, write_training_record
 
 
 def train_and_evaluate(
@@ -46,7 +50,7 @@ def train_and_evaluate(
         command: that was used, name and arguments, for the model card.
 
     Returns:
-        All metrics; ``all_results.json`` in the output folder holds the same and marks the run as finished.
+        All metrics; ``all_results.json`` in the output folder holds the same. The mark of a finished run comes last.
 
     Raises:
         ValueError: the model's labels are not the data's, an image cannot be read, or whatever `RobustTrainer` raises.
@@ -75,23 +79,59 @@ def train_and_evaluate(
         model.config.robust_training["data"] = data.source
     if trainer.is_world_process_zero():
         print(describe(model), flush=True)
-    if overwrite:
-        clear_output_dir(args)
-    check_same_run(args, {**(options or {}), **({} if data is None else asdict(data))})
-    trained = trainer.train(resume_from_checkpoint=resume_from)
-    trainer.save_model(_internal_call=True)  # published when all of it is there
-    trainer.save_state()
+    images = datasets["train"].content_sha256() if trainer.is_world_process_zero() else None
+    run = identity(args, data, {**(options or {}), "training_images": images})
+    begin(args, run, resume_from, overwrite=overwrite)
+
+    metrics = {"train": _trained_before(trainer) or _train(trainer, resume_from)}
     if trainer.is_world_process_zero():
-        seconds = trained.metrics["train_runtime"]
-        write_training_record(args, splits, base_model=base_model, data=data, seconds=seconds, command=command)
-    metrics = {"train": trained.metrics, "eval": trainer.evaluate()}
+        write_training_record(
+            args,
+            splits,
+            base_model=base_model,
+            data=data,
+            seconds=metrics["train"]["train_runtime"],
+            command=command,
+            training_images=images,
+        )
+    metrics["eval"] = trainer.evaluate()
     if "test" in datasets:
         test: Dataset[Any] = datasets["test"]
         metrics["test"] = trainer.evaluate(test, metric_key_prefix="test")
+    results = {key: value for values in metrics.values() for key, value in values.items()}
     for name, values in metrics.items():
         if name != "train":
             trainer.log_metrics(name, values)
-        trainer.save_metrics(name, values)
+            _write(trainer, f"{name}_results.json", values)
+    _write(trainer, RESULTS_NAME, results)
     if args.push_to_hub:
         trainer.push_to_hub()
-    return {key: value for values in metrics.values() for key, value in values.items()}
+    _write(trainer, FINISHED_NAME, {"training_images": images})
+    return results
+
+
+def _train(trainer: RobustTrainer, resume_from: str | None) -> dict[str, float]:
+    trained = trainer.train(resume_from_checkpoint=resume_from)
+    trainer.save_model(_internal_call=True)  # published when all of it is there
+    trainer.save_state()
+    _write(trainer, TRAIN_RESULTS_NAME, trained.metrics)
+    return trained.metrics
+
+
+def _trained_before(trainer: RobustTrainer) -> dict[str, float] | None:
+    """What training ended with, where it did and only what comes after it was stopped: the model is then as it was left."""
+    folder = Path(str(trainer.args.output_dir))
+    metrics, record = read_json(folder / TRAIN_RESULTS_NAME), read_json(folder / RECORD_NAME)
+    if metrics is None or record is None:
+        return None
+    model, processor = load_model(str(folder))
+    if Provenance.from_dict(record).fingerprint != fingerprint(model, processor):
+        return None
+    trainer.model.load_state_dict(model.state_dict())
+    trainer.state = TrainerState.load_from_json(str(folder / STATE_NAME))
+    return metrics
+
+
+def _write(trainer: RobustTrainer, name: str, content: dict[str, Any]) -> None:
+    if trainer.is_world_process_zero():
+        write_json(Path(str(trainer.args.output_dir), name), content)

@@ -72,20 +72,32 @@ class RobustTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient to this norm; 0 does not."})
     num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training set."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Training batch size per device."})
-    per_device_eval_batch_size: int = field(default=128, metadata={"help": "Evaluation batch size per device."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps; below 1, a share of all."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Keep at most so many checkpoints."})
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"affects": "nothing", "help": "Evaluation batch size per device."}
+    )
+    logging_steps: float = field(
+        default=10, metadata={"affects": "nothing", "help": "Log every so many steps; below 1, a share of all."}
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"affects": "nothing", "help": "When to save a checkpoint: no, steps, epoch or best."}
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"affects": "nothing", "help": "Keep at most so many checkpoints."}
+    )
     dataloader_num_workers: int = field(
         default=-1,
         metadata={
+            "affects": "nothing",
             "help": "Processes that read images. -1: none on a CPU, which has better to do, or for images that are kept in"
-            " memory; else up to 8 per GPU."
+            " memory; else up to 8 per GPU.",
         },
     )
     ddp_broadcast_buffers: bool | None = field(
         default=False,
-        metadata={"help": "Broadcast batch-norm statistics at every forward pass; breaks objectives with two of them."},
+        metadata={
+            "affects": "nothing",
+            "help": "Broadcast batch-norm statistics at every forward pass; breaks objectives with two of them.",
+        },
     )
 
     objective: str = field(
@@ -157,24 +169,35 @@ class RobustTrainingArguments(TrainingArguments):
     cache_features: bool = field(
         default=True,
         metadata={
+            "affects": "nothing",
             "help": "Compute features that cannot change once: the LwF teacher's, and with --objective natural those of a"
-            " frozen backbone. Random crops make it impossible."
+            " frozen backbone. Random crops make it impossible.",
         },
     )
-    feature_cache_dir: str = field(default=DEFAULT_FOLDER, metadata={"help": "Where to keep them, for other runs too."})
+    feature_cache_dir: str = field(
+        default=DEFAULT_FOLDER, metadata={"affects": "nothing", "help": "Where to keep them, for other runs too."}
+    )
     feature_cache_limit: str = field(
         default="20GB",
-        metadata={"help": "How much is kept there: the least recently used features go first, none that a run is using."},
+        metadata={
+            "affects": "nothing",
+            "help": "How much is kept there: the least recently used features go first, none that a run is using.",
+        },
     )
 
     random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
     random_flip: bool = field(default=False, metadata={"help": "Augmentation: mirror half of the images left to right."})
 
     eval_attack_steps: int = field(
-        default=20, metadata={"help": "PGD steps of evaluations, from a random start; 0 evaluates clean images only."}
+        default=20,
+        metadata={
+            "affects": "run",
+            "help": "PGD steps of evaluations, from a random start; 0 evaluates clean images only.",
+        },
     )
     eval_attack_step_size: str | None = field(
-        default=None, metadata={"help": "Step size of the evaluation attack in [0, 1] pixels; by default ε/4."}
+        default=None,
+        metadata={"affects": "run", "help": "Step size of the evaluation attack in [0, 1] pixels; by default ε/4."},
     )
 
     def __post_init__(self) -> None:

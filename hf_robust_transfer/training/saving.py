@@ -1,5 +1,6 @@
 """A `Trainer` whose models are saved whole or not at all, and published as `hf_robust_transfer.hub` does it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils.hub import PushInProgress
 
 from ..hub import publish, publish_in_background, stand_alone
+from ..run_folder import RUN_NAME, step_of
 
 
 class OnTrainBegin(TrainerCallback):
@@ -56,6 +58,10 @@ class SavingTrainer(Trainer):
             if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.carried and not self.args.save_only_model:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file({name: value.contiguous() for name, value in self.carried.items()}, self._carried_file(folder))
+            run = Path(str(self.args.output_dir), RUN_NAME)
+            if step_of(folder) is not None and self.args.should_save and run.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(run, folder / RUN_NAME)  # so that the checkpoint says which run it is of
         if self.args.should_save and not self.is_deepspeed_enabled:  # whose processes write into one folder together
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:

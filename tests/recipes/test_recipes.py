@@ -161,10 +161,12 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_whole_checkpoint(folder, t
     (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
     status, _, errors = run("pretrain.py", *arguments, "--max_steps", "4")
+    assert status == 1 and "has checkpoints of a run with --max_steps 3, not 4" in errors
+    status, _, errors = run("pretrain.py", *arguments, "--max_steps", "3")
     assert status == 0, errors
     steps = [entry["step"] for entry in json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]]
-    assert json.loads((tmp_path / "all_results.json").read_text())["epoch"] == 1.0
-    assert max(steps) == 4
+    assert json.loads((tmp_path / "all_results.json").read_text())["epoch"] == 0.75
+    assert max(steps) == 3
     assert load_file(tmp_path / "checkpoint-3" / "model.safetensors")  # written anew, from checkpoint-2 on
 
 

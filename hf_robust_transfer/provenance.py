@@ -1,0 +1,90 @@
+"""How a model came to be: the one record behind its configuration, its training's record and its run's identity."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+
+class _Record:
+    """A dataclass that is kept as a JSON object; what a later version adds to it is passed over."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON has them."""
+        return asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """Read it from a JSON object; fields that are missing there have their defaults."""
+        names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in content.items() if name in names})
+
+
+@dataclass(frozen=True)
+class TrainedFor(_Record):
+    """What later evaluations go by, in a model's configuration under ``robust_training``.
+
+    Args:
+        norm: of the threat model.
+        eps: its radius in [0, 1] pixels, as it was written.
+        seed: of the run, which the choice of its images followed from.
+        data: the options that say where its images come from.
+
+    Example:
+        >>> TrainedFor.from_dict({"norm": "l2", "eps": "0.5"})
+        TrainedFor(norm='l2', eps='0.5', seed=0, data=None)
+    """
+
+    norm: str = "linf"
+    eps: str = "8/255"
+    seed: int = 0
+    data: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Provenance(_Record):
+    """How a model was made, in ``training.json`` beside it.
+
+    Args:
+        fingerprint: of the model that this is about (`hf_robust_transfer.modeling.fingerprint`); of no other is it true.
+        command: that made it, None where it was made from Python.
+        base_model: what it started from, if that was trained already; a Hub id, or a folder's name without its place.
+        data: all options of its data.
+        images: how many it was trained and validated on.
+        training_images: a hash of those that it was trained on, and of their labels.
+        options: of training, that change what is learned.
+        processes, seconds, hardware, versions: what it ran on and with.
+    """
+
+    fingerprint: str | None = None
+    command: str | None = None
+    base_model: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    training_images: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+    seconds: float = 0.0
+    hardware: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def options_that_affect(arguments: Any, *what: str) -> dict[str, Any]:
+    """The options of a dataclass by what they affect, as each field's metadata says (``affects``; by default ``"model"``).
+
+    Args:
+        arguments: an instance of a dataclass of options.
+        what: of ``"model"`` (what is learned), ``"run"`` (a run goes on with the same one only) and ``"nothing"``.
+
+    Example:
+        >>> @dataclass
+        ... class Options:
+        ...     rate: float = 0.1
+        ...     folder: str = field(default="cache", metadata={"affects": "nothing"})
+        >>> options_that_affect(Options(), "model")
+        {'rate': 0.1}
+    """
+    return {
+        option.name: getattr(arguments, option.name)
+        for option in fields(arguments)
+        if option.metadata.get("affects", "model") in what
+    }
