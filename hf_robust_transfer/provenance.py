@@ -73,7 +73,8 @@ def options_that_affect(arguments: Any, *what: str) -> dict[str, Any]:
 
     Args:
         arguments: an instance of a dataclass of options.
-        what: of ``"model"`` (what is learned), ``"run"`` (a run goes on with the same one only) and ``"nothing"``.
+        what: of ``"model"`` (what is learned; a run goes on with the same only), ``"length"`` (for how long; a run may go
+            on with another), ``"run"`` (nothing of the model, yet a run goes on with the same only) and ``"nothing"``.
 
     Example:
         >>> @dataclass

@@ -105,7 +105,7 @@ def write_training_record(
     usual = {option.name: option.default for option in fields(TrainingArguments)}
     options = {
         name: value
-        for name, value in options_that_affect(args, "model").items()
+        for name, value in options_that_affect(args, "model", "length").items()
         if name in own or (not _OF_NO_EFFECT.fullmatch(name) and (name not in usual or value != usual[name]))
     }
     whole = (folder / CONFIG_NAME).is_file()  # a sharded checkpoint has none

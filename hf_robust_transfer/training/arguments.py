@@ -70,7 +70,7 @@ class RobustTrainingArguments(TrainingArguments):
     weight_decay: float = field(default=2e-4, metadata={"help": "Weight decay; biases and norms are exempt."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning-rate schedule."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient to this norm; 0 does not."})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the training set."})
+    num_train_epochs: float = field(default=10.0, metadata={"affects": "length", "help": "Passes over the training set."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Training batch size per device."})
     per_device_eval_batch_size: int = field(
         default=128, metadata={"affects": "nothing", "help": "Evaluation batch size per device."}

@@ -79,7 +79,6 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stopped, finished, argument
         ("warmup_steps", "2"),
         ("bf16", "true"),
         ("learning_rate", "0.5"),
-        ("num_train_epochs", "3"),
         ("adam_beta2", "0.9"),
         ("lr_scheduler_type", "linear"),
         ("objective", "fast"),
