@@ -1,7 +1,7 @@
 """Evaluate a checkpoint from its name to its report, as the recipes do."""
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,12 +10,14 @@ from accelerate import PartialState
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
 from ..errors import UsageError
-from ..evaluation.named_attacks import parse_attacks
+from ..evaluation.named_attacks import attack_summaries, parse_attacks
 from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
 from ..evaluation.report import JSON_NAME, MARKDOWN_NAME, RobustnessReport, shown
 from ..evaluation.robustness import DEFAULT_ATTACKS, evaluate_subject
 from ..evaluation.subject import Settings, make_ready
 from ..modeling import PixelClassifier, load_model
+from ..provenance import TrainedFor
+from ..run_folder import PROGRESS_NAME
 from ..threat_model import ThreatModel, parse_eps
 
 
@@ -37,9 +39,9 @@ class EvaluationArguments:
     attacks: list[str] = field(
         default_factory=lambda: list(DEFAULT_ATTACKS),
         metadata={
-            "help": "fgsm, pgd-20, pgd-100:restarts=5, cw-100 (margin loss), autoattack or one of its members (apgd-ce,"
-            " apgd-t, fab-t, square, …), transfer (needs --surrogate), noise, foolbox:NAME, or MODULE:FUNCTION of your own."
-            " Numbers are steps, draws or queries; options follow a colon."
+            "help": "Which ones, with a number N as in pgd-20 and options after a colon, as in pgd-100:restarts=5. "
+            + "; ".join(f"{name}: {summary}" for name, summary in attack_summaries().items()).replace("%", "%%")
+            + "."
         },
     )
     surrogate: str | None = field(
@@ -109,13 +111,13 @@ class EvaluationArguments:
         except ValueError as error:
             raise UsageError(f"--{error}") from None
 
-    def threat_model(self, trained_for: dict[str, Any]) -> ThreatModel:
+    def threat_model(self, trained_for: TrainedFor) -> ThreatModel:
         """What the adversary may do: as given, else as a checkpoint was trained for.
 
         Args:
             trained_for: what the checkpoint says about its training.
         """
-        norm, eps = self.norm or trained_for.get("norm", "linf"), self.eps or trained_for.get("eps", "8/255")
+        norm, eps = self.norm or trained_for.norm, self.eps or trained_for.eps
         try:
             return ThreatModel(norm, parse_eps(eps))
         except ValueError as error:
@@ -149,7 +151,7 @@ def evaluate_checkpoint(
             option is out of range; nothing is written then.
     """
     output_dir = _output_dir(args, name)
-    progress_dir = output_dir / "evaluation_progress"
+    progress_dir = output_dir / PROGRESS_NAME
     if (output_dir / JSON_NAME).exists() and not overwrite:
         raise UsageError(
             f"{output_dir} holds a finished evaluation: choose another --output_dir, or replace it with"
@@ -158,12 +160,12 @@ def evaluate_checkpoint(
     state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
     with state.main_process_first():
         model, processor = load_model(name, revision=revision, **hub_options)
-    trained_for: dict[str, Any] = getattr(model.config, "robust_training", {})
+    trained_for = TrainedFor.from_dict(getattr(model.config, "robust_training", {}))
     threat_model = args.threat_model(trained_for)
     attacks = parse_attacks(args.attacks, surrogate=args.surrogate is not None, norm=threat_model.norm)
     classifier = PixelClassifier(model.to(state.device), processor)
     surrogate = _surrogate(args.surrogate, classifier, hub_options)
-    trained_seed = trained_for.get("seed", 0)
+    trained_seed = trained_for.seed
     settings = args.settings(seed=trained_seed)
     data = _data(data, trained_for)
     seeds = {"seed": trained_seed, "subset_seed": settings.seed}
@@ -218,13 +220,14 @@ def _shown_options(data: DataArguments) -> dict[str, Any]:
     return {name: shown(value) if name in places else value for name, value in data.source.items()}
 
 
-def _data(given: DataArguments, trained_for: dict[str, Any]) -> DataArguments:
+def _data(given: DataArguments, trained_for: TrainedFor) -> DataArguments:
     """The data as given, or else the data of training with what was given changed."""
     if given.dataset_name or given.train_dir or given.validation_dir or given.test_dir:
         return given
-    if "data" not in trained_for:
+    if trained_for.data is None:
         raise UsageError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
-    return replace(given, **{**trained_for["data"], **given.source})
+    known = {option.name for option in fields(DataArguments)}  # another version may have noted more
+    return replace(given, **{name: value for name, value in trained_for.data.items() if name in known} | given.source)
 
 
 def _output_dir(args: EvaluationArguments, name: str) -> Path:

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from ..functions import choose_function, registered
 from ..modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision
 from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep, trait
+from ..provenance import TrainedFor
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from ..transfer import DISTANCES, HeadWarmStart, check_teacher, eval_where_frozen, feature_distance, freeze
@@ -296,4 +297,4 @@ def _prepare(model: PreTrainedModel, args: RobustTrainingArguments) -> None:
     """Freeze what is to be frozen, let the head run alone, and note what later evaluations go by."""
     freeze(model, args.freeze)
     accept_features(model)
-    model.config.robust_training = {"norm": args.norm, "eps": str(args.eps), "seed": args.seed}
+    model.config.robust_training = TrainedFor(args.norm, str(args.eps), args.seed).to_dict()
