@@ -8,7 +8,7 @@ INSTALLED_DEV := $(VENV)/installed-dev
 CUDA_VISIBLE_DEVICES ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow test-latest test-lowest coverage lint format clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,20 @@ test: $(INSTALLED_DEV)  ## run the tests but the slow ones; pytest's flags in AR
 test-slow: $(INSTALLED_DEV)  ## run the slow tests
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m slow $(ARGS)
 
+test-latest:  ## run the tests with the newest releases of everything, in a venv of its own
+	$(PYTHON) -m venv .venv-latest && .venv-latest/bin/python -m pip install --quiet uv
+	.venv-latest/bin/uv pip install --python .venv-latest/bin/python --upgrade --editable '.[test]'
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false .venv-latest/bin/python -m pytest $(ARGS)
+
+test-lowest:  ## run the tests with the oldest releases that pyproject.toml allows, in a venv of its own
+	$(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false .venv-lowest/bin/python -m pytest $(ARGS)
+
+coverage: $(INSTALLED_DEV)  ## run the tests, and say which lines they miss
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+		--cov hf_robust_transfer --cov-report term-missing $(ARGS)
+
 lint: $(INSTALLED_DEV)  ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -35,7 +49,7 @@ format: $(INSTALLED_DEV)  ## sort imports, fix what ruff can fix, format
 	$(BIN)/ruff format
 
 clean:  ## remove .venv, caches and built packages; outputs/ stays
-	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-latest .venv-lowest .coverage build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -63,7 +63,12 @@ def main() -> None:
     model, processor = load_model(checkpoint.model_name_or_path, **hub_options)
     classifier = PixelClassifier(model, processor).to(device).eval()
     images, split = load_evaluation_split(
-        data_args, labels=classifier.labels, split=args.split, seed=args.seed, **checkpoint.hub_options
+        data_args,
+        labels=classifier.labels,
+        split=args.split,
+        seed=getattr(model.config, "robust_training", {}).get("seed", 0),  # where validation images are split off by it
+        subset_seed=args.seed,
+        **checkpoint.hub_options,
     )
     dataset: Any = PixelDataset(images, processor, split)
     seen = [

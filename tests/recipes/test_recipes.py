@@ -332,15 +332,3 @@ def test_the_embedded_example_shows_that_robustness_transfers(tmp_path):
     assert json.loads(loaded.stdout.splitlines()[-1]) == list("56789")
     status, _, errors = run("finetune.py", cwd=tmp_path)
     assert status == 1 and "holds a finished run" in errors
-
-
-def test_the_readmes_python_example_runs(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    printed = ""
-    for block in blocks:
-        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        printed += done.stdout
-    assert "{'eval_accuracy': 0." in printed and "'eval_robust_accuracy': 0." in printed and "'score': " in printed

@@ -1,0 +1,112 @@
+"""What README and docs show: their commands are read by the commands' own parsers, their Python runs, their links exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hf_robust_transfer.cli.main import COMMANDS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md")), REPOSITORY / "recipes/reproduce/README.md"]
+PYTHON = [sys.executable, "-c"]
+
+
+def blocks(page, language):
+    """The contents of a page's code blocks in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def shown_commands():
+    """(page, command, arguments) of every command of this package in a bash block, by whatever it is started."""
+    for page in PAGES:
+        for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for place, word in enumerate(words):
+                name = None
+                if word == "hf-robust-transfer":
+                    place += 1
+                    name = words[place]
+                elif match := re.fullmatch(r"recipes/(\w+)\.py|hf_robust_transfer\.cli\.(\w+)", word):
+                    name = (match[1] or match[2]).replace("_", "-")
+                if name in COMMANDS:
+                    yield pytest.param(name, words[place + 1 :], id=f"{page.name}: {name} {len(words)}")
+                    break
+
+
+class Parsed(Exception):
+    """The parser took the arguments."""
+
+
+@pytest.mark.parametrize(("name", "argv"), list(shown_commands()))
+def test_every_command_that_is_shown_is_understood_by_its_parser(name, argv, monkeypatch, tmp_path):
+    if any(word.endswith(".yaml") for word in argv[:1]):
+        (tmp_path / argv[0]).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    command = import_module(f"hf_robust_transfer.cli.{name.replace('-', '_')}")
+    parse = command.parse_arguments
+
+    def parse_only(*args):
+        parse(*args)
+        raise Parsed
+
+    monkeypatch.setattr(command, "parse_arguments", parse_only)
+    with pytest.raises(Parsed):
+        command.main(argv)
+
+
+def test_no_two_commands_write_into_one_folder():
+    """But for the benchmark's and the reproduction's, whose folders hold several runs."""
+    folders = [
+        argv[argv.index("--output_dir") + 1] for _, argv in (p.values for p in shown_commands()) if "--output_dir" in argv
+    ]
+    pages = [page for page in PAGES if page.parent.name != "reproduce"]
+    python = [
+        name for page in pages for block in blocks(page, "python") for name in re.findall(r'Arguments\("([^"]+)"', block)
+    ]
+    twice = {name for name in [*folders, *python] if [*folders, *python].count(name) > 1}
+    assert twice <= {"outputs/mine"}  # the README's transfer, told again in its how-to
+    assert "outputs/quickstart" not in {*folders, *python}
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "card" not in page.name], ids=lambda page: str(page.relative_to(REPOSITORY))
+)
+def test_links_and_pictures_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_readme_is_read_in_three_minutes():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1100
+
+
+def test_the_readmes_python_runs(tiny, digits, tmp_path):
+    model, processor = tiny("timm-convnext")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "outputs" / "quickstart")
+    for row, sample in enumerate(digits.select(range(60))):
+        file = tmp_path / "my_images" / ("train" if row < 40 else "test") / str(sample["label"]) / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image: Image.Image = sample["image"]
+        image.save(file)
+    (block,) = blocks(REPOSITORY / "README.md", "python")
+    done = subprocess.run([*PYTHON, block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "pgd-20" in done.stdout
+
+
+def test_the_python_of_the_how_to_runs(tmp_path):
+    printed = ""
+    for block in blocks(REPOSITORY / "docs" / "how-to" / "python.md", "python"):
+        done = subprocess.run([*PYTHON, block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    assert "{'eval_accuracy': 0." in printed and "'eval_robust_accuracy': 0." in printed and "'score': " in printed
