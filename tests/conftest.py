@@ -12,6 +12,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf-home-")
 
+import runpy
+import sys
 from pathlib import Path
 
 import datasets
@@ -36,7 +38,7 @@ from transformers import (
 )
 
 from hf_robust_transfer.attacks import pgd
-from hf_robust_transfer.cli.main import run_command
+from hf_robust_transfer.cli.main import COMMANDS, run_command
 from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.modeling import PixelClassifier, create_model, load_model
 from hf_robust_transfer.modeling.fingerprint import fingerprint
@@ -157,12 +159,19 @@ def shared():
 
 
 @pytest.fixture
-def error_of():
-    """A function (recipe, *arguments) -> the one-line error that its command ends with, run in this process."""
+def error_of(monkeypatch):
+    """A function (recipe, *arguments) -> the one-line error that it ends with, run in this process."""
 
     def run_here(recipe, *arguments):
+        command = Path(recipe).stem.replace("_", "-")
         with pytest.raises(SystemExit) as stopped:
-            run_command(Path(recipe).stem.replace("_", "-"), list(map(str, arguments)))
+            if command in COMMANDS:
+                run_command(command, list(map(str, arguments)))
+            else:
+                script = REPOSITORY / "recipes" / recipe
+                monkeypatch.syspath_prepend(str(script.parent))
+                monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+                runpy.run_path(str(script), run_name="__main__")
         error = str(stopped.value)  # what Python prints before it exits with status 1
         assert error.startswith("error: ") and "\n" not in error
         return error

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import HfArgumentParser
 
+from hf_robust_transfer.cli.finetune import FinetuningArguments
 from hf_robust_transfer.cli.options import CheckpointArguments, ModelArguments
+from hf_robust_transfer.cli.parsing import parse_arguments
 from hf_robust_transfer.data import DataArguments
 from hf_robust_transfer.modeling import create_model, load_model
 from hf_robust_transfer.runs.evaluate import EvaluationArguments
@@ -73,9 +74,9 @@ def source(tmp_path_factory, digits):
 
 @pytest.mark.parametrize("scale", ["tiny", "small", "paper"])
 def test_every_command_is_one_that_its_recipe_understands(module, scale, tmp_path):
-    plan, finetune = module("plan"), module("finetune")
+    plan = module("plan")
     types = {
-        "finetune.py": [ModelArguments, DataArguments, finetune.FinetuningArguments],
+        "finetune.py": [ModelArguments, DataArguments, FinetuningArguments],
         "pretrain.py": [ModelArguments, DataArguments, RobustTrainingArguments],
         "evaluate.py": [CheckpointArguments, DataArguments, EvaluationArguments],
         "reproduce/features.py": [CheckpointArguments, DataArguments, module("features").FeaturesArguments],
@@ -93,7 +94,7 @@ def test_every_command_is_one_that_its_recipe_understands(module, scale, tmp_pat
             for command in (*run.commands, *run.checks):
                 recipe, *flags = command.argv
                 assert (RECIPES / recipe).is_file()
-                parsed = HfArgumentParser(types[recipe]).parse_args_into_dataclasses([*flags])
+                parsed = parse_arguments(recipe, types[recipe], "", flags)
                 assert Path(parsed[-1].output_dir) == command.done.parent
                 if recipe.endswith(("finetune.py", "pretrain.py")):
                     assert parsed[1].dataset_name in ("cifar10", "you/pets")
