@@ -12,8 +12,6 @@ FOUNDATION = PICTURE.splitlines()[0].split("   ")[0].split()
 ORDER = [*FOUNDATION, *(line.split()[0] for line in PICTURE.splitlines()[1:])]
 FOLDERS = [REPOSITORY / name for name in ("hf_robust_transfer", "recipes", "tests")]
 CODE = [file for folder in FOLDERS for file in sorted(folder.rglob("*.py"))]
-    file for folder in ("hf_robust_transfer", "recipes", "tests") for file in sorted((REPOSITORY / folder).rglob("*.py"))
-]
 
 
 def imports(file):
