@@ -28,6 +28,8 @@ _OF_NO_EFFECT = re.compile(
     r"|resume_from_checkpoint|skip_memory_metrics|restore_callback_states_from_checkpoint|remove_unused_columns|label_names"
     r"|local_rank|overwrite_output_dir|tf32|use_cache|debug|accelerator_config|deepspeed|fsdp.*|parallelism_config|enable_jit_checkpoint"
 )
+# Of the others, those that a record tells at their defaults too.
+_ALWAYS_TOLD = ("seed", "max_steps", "gradient_accumulation_steps", "warmup_steps", "bf16", "fp16")
 # Flags whose value is a secret, or says nothing to others.
 _NOT_FOR_OTHERS = re.compile(r"--\w*(token|cache_dir|api_key|password)", re.ASCII)
 _PLACES = ("dataset_name", "train_dir", "validation_dir", "test_dir", "model_name_or_path", "teacher_name_or_path")
@@ -37,7 +39,7 @@ def command_line(command: Sequence[str]) -> str:
     """What starts a command with these arguments, wherever the package is installed; no secrets, no places of this machine.
 
     Args:
-        command: its name and its arguments.
+        command: its name, or its file, and its arguments.
 
     Example:
         >>> command_line(["finetune", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
@@ -55,7 +57,7 @@ def command_line(command: Sequence[str]) -> str:
             kept.append(f"{flag}={shown(value)}")
         else:
             kept.append(shown(argument))
-    return f"accelerate launch -m hf_robust_transfer.cli.{name} {shlex.join(kept)}".rstrip()
+    return f"accelerate launch -m hf_robust_transfer.cli.{Path(name).stem} {shlex.join(kept)}".rstrip()
 
 
 def identity(args: RobustTrainingArguments, data: DataArguments | None, more: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def write_training_record(
     options = {
         name: value
         for name, value in options_that_affect(args, "model", "length").items()
-        if name in own or (not _OF_NO_EFFECT.fullmatch(name) and (name not in usual or value != usual[name]))
+        if name in own or name in _ALWAYS_TOLD or (not _OF_NO_EFFECT.fullmatch(name) and value != usual.get(name, object()))
     }
     whole = (folder / CONFIG_NAME).is_file()  # a sharded checkpoint has none
     record = Provenance(
