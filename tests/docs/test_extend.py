@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PLAIN
+from tiny_models import PLAIN
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, evaluate_robustness
 from hf_robust_transfer.modeling import create_model, load_model

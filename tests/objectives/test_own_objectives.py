@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PLAIN
+from tiny_models import PLAIN
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
@@ -17,7 +17,7 @@ from hf_robust_transfer.objectives import OBJECTIVES, ObjectiveOutput, trades
 from hf_robust_transfer.transfer import DISTANCES
 
 FILE = """
-from conftest import PLAIN
+from tiny_models import PLAIN
 import torch.nn.functional as F
 from hf_robust_transfer.objectives import ObjectiveOutput
 

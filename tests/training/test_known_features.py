@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import PLAIN
+from tiny_models import PLAIN
 from torch.utils.data import DataLoader
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, RobustTrainer, RobustTrainingArguments, replace_head

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import PLAIN
+from tiny_models import PLAIN
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
 

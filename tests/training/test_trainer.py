@@ -10,7 +10,7 @@ import optuna
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PLAIN, TIMM, TRANSFORMERS
+from tiny_models import PLAIN, TIMM, TRANSFORMERS
 from transformers import TrainerCallback, set_seed
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd, threat_model

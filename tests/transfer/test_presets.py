@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import DIGITS
+from tiny_models import DIGITS
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
 from hf_robust_transfer.cli.finetune import FinetuningArguments
