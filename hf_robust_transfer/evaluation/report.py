@@ -17,12 +17,14 @@ Schema version 2 of ``robustness.json``; accuracies are shares in [0, 1], length
 - ``per_class``: for each label its ``samples``, ``clean`` and ``worst_case`` accuracy and, but for a cascade,
   ``attacks``, the robust accuracy by attack.
 - ``self_checks``: for each its ``name``, ``passed``, ``figure`` and ``detail``.
+- ``self_check_predictions``: by the name of each of their attacks under the threat model, the predicted class of each of
+  the first samples, which the self-checks looked at.
 - ``curve``: PGD-20 against ε: for each ``eps`` the accuracy and ``samples``.
 - ``predictions``: ``labels``, ``clean`` and by the attack's name the predicted class of each sample.
 - ``pictures``: the sha256 of each picture beside it, by the file's name; others are not of this report.
 - ``versions``, ``hardware``, and ``timing``: ``created`` (UTC), ``processes``, and ``seconds``, of this start as a
   whole and by attack (summed over processes and over starts, where an evaluation goes on from an earlier one). Only
-  ``timing`` differs between an evaluation and its repetition.
+  ``timing`` differs between an evaluation and its repetition, unless the model answers differently each time.
 """
 
 import hashlib
@@ -30,17 +32,20 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
+
+import numpy as np
 
 from ..atomic import replacing
 from ..errors import UsageError
 from .accuracy import Accuracy
-from .self_checks import SelfCheck
+from .self_checks import LISTED_ATTACKS, REPEATED, SelfCheck
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
 JSON_NAME, MARKDOWN_NAME = "robustness.json", "robustness.md"
 _UPPER_BOUNDS = "AutoAttack was not among the attacks: take the robust accuracies as upper bounds."
+_UNREPEATABLE = "The model answers differently each time it is asked, so that a repetition gives other figures."
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,15 @@ class CurvePoint:
     accuracy: Accuracy
 
 
+class Claim(NamedTuple):
+    """The robust accuracy that may be claimed: the worst case over which attacks, on how many samples."""
+
+    accuracy: Accuracy
+    samples: int
+    attacks: list[str]
+    lowered: bool  # the self-checks' attacks count, too, since one fooled more than all that were listed
+
+
 @dataclass(frozen=True)
 class RobustnessReport:
     """All that `evaluate_robustness` measured; the module's docstring says what each field holds.
@@ -100,12 +114,50 @@ class RobustnessReport:
     hardware: str
     timing: dict[str, Any]
     pictures: dict[str, str] = field(default_factory=dict)
+    self_check_predictions: dict[str, list[int]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @property
     def warnings(self) -> list[str]:
         """The self-checks that failed, in words."""
         return [f"{check.name}: {check.detail}" for check in self.self_checks if not check.passed]
+
+    @property
+    def claim(self) -> Claim:
+        """What may be claimed: the worst case over the attacks, or a lower figure that the self-checks found.
+
+        Where an attack of the self-checks fools significantly more than all listed ones together, it is the worst case over
+        these and those, on the samples that the self-checks looked at.
+        """
+        listed = [attack.name for attack in self.attacks]
+        if all(check.passed for check in self.self_checks if check.name == LISTED_ATTACKS):
+            return Claim(self.worst_case, self.data["samples"], listed, False)
+        ran = [
+            self.predictions["clean"],
+            *(self.predictions[name] for name in listed),
+            *self.self_check_predictions.values(),
+        ]
+        samples = min(map(len, ran))
+        labels = np.array(self.predictions["labels"][:samples])
+        held = np.logical_and.reduce([np.array(each[:samples]) == labels for each in ran])
+        attacks = list(dict.fromkeys([*listed, *self.self_check_predictions]))
+        return Claim(Accuracy.of(held), samples, attacks, True)
+
+    @property
+    def claim_text(self) -> str:
+        """What is to be said of a claim that is lower than the worst case; empty where it is not."""
+        claim = self.claim
+        if not claim.lowered:
+            return ""
+        return (
+            f"The self-checks' attacks fooled significantly more than all listed ones: believe {claim.accuracy}, the worst"
+            f" case over {', '.join(claim.attacks)} on the first {claim.samples} images."
+        )
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a repetition gives the same figures: not where the same images were seen to be answered differently."""
+        return all(check.passed and check.figure == 0 for check in self.self_checks if check.name == REPEATED)
 
     @property
     def title(self) -> str:
@@ -188,9 +240,14 @@ class RobustnessReport:
             lines.append(f"{len(self.self_checks) - len(self.warnings)} of {len(self.self_checks)} self-checks passed")
         lines += [f"WARNING {warning}" for warning in self.warnings]
         lines += [f"{attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
-        if not self.has_autoattack:
-            lines.append(_UPPER_BOUNDS)
+        lines += self.cautions
         return "\n".join(lines)
+
+    @property
+    def cautions(self) -> list[str]:
+        """How far the figures are to be believed, in sentences: a lower claim, upper bounds, no repetition."""
+        upper_bounds = "" if self.has_autoattack else _UPPER_BOUNDS
+        return [text for text in (self.claim_text, upper_bounds, "" if self.repeatable else _UNREPEATABLE) if text]
 
     @property
     def _resolution(self) -> str:
@@ -220,8 +277,8 @@ class RobustnessReport:
             lines.append(f"| {attack.name} | {accuracy} | {success} | {seconds['attacks'][attack.name]:.0f} |")
         spent = sum(seconds["attacks"].values())  # also by earlier starts, which the whole's seconds do not count
         lines += [f"| **worst case, sample by sample** | **{self.worst_case}** | | {spent:.0f} |", ""]
-        if not self.has_autoattack:
-            lines += [_UPPER_BOUNDS, ""]
+        for remark in self.cautions:
+            lines += [remark, ""]
         lines += [f"- {attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
         lines += ["", "## Self-checks", ""]
         if not self.self_checks:
@@ -293,7 +350,9 @@ def _read(kind: type[Any], values: dict[str, Any], *accuracies: str) -> Any:
 
 def _compact(report: dict[str, Any]) -> str:
     """Indented JSON, but for the long lists of predictions, which take a line each."""
-    predictions = report.pop("predictions")
-    lines = ",\n    ".join(f"{json.dumps(name)}: {json.dumps(values)}" for name, values in predictions.items())
-    text = json.dumps({**report, "predictions": None}, indent=2)
-    return text.replace('"predictions": null', f'"predictions": {{\n    {lines}\n  }}')
+    long = {name: report[name] for name in ("self_check_predictions", "predictions")}
+    text = json.dumps({**report, **dict.fromkeys(long)}, indent=2)
+    for name, predictions in long.items():
+        lines = ",\n    ".join(f"{json.dumps(key)}: {json.dumps(values)}" for key, values in predictions.items())
+        text = text.replace(f'\n  "{name}": null', f'\n  "{name}": {{\n    {lines}\n  }}')
+    return text

@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from ..attacks.eval_mode import untouched
 from ..data import as_pixels, collate
 from ..threat_model import ThreatModel
 from .accuracy import Accuracy, by_class, counted
@@ -23,9 +24,14 @@ from .self_checks import (
     SUBSAMPLE_ATTACKS,
     SelfCheck,
     at_least_as_strong,
+    gradient_beats_noise,
+    gradient_is_the_slope,
     huge_threat_model,
+    listed_attacks,
     no_robustness_at_huge_eps,
     order,
+    same_answer_again,
+    same_answer_in_other_company,
     vanishing_gradients,
 )
 from .subject import Settings, Subject, make_ready
@@ -174,7 +180,7 @@ def evaluate_subject(
             "surrogate": surrogate_name,
         },
         **_accuracies(subject, attacks, outcomes, plan.main),
-        self_checks=_self_checks(subject, dataset, attacks, outcomes, plan),
+        **_self_checks(subject, dataset, attacks, outcomes, plan),
         curve=_curve(outcomes, plan.curve),
         predictions={
             "labels": outcomes.labels.tolist(),
@@ -223,7 +229,8 @@ def _planned(subject: Subject, threat_model: ThreatModel, attacks: Sequence[Atta
     if settings.self_check_samples:
         chunks = -(-settings.self_check_samples // size)
         checks = {name: Task(parse_attack(name), threat_model, chunks) for name in SUBSAMPLE_ATTACKS}
-        checks["huge"] = Task(pgd_20, huge_threat_model(threat_model, subject.shape), chunks)
+        huge = huge_threat_model(threat_model, subject.shape)
+        checks |= {f"{name} at a huge ε": Task(parse_attack(name), huge, chunks) for name in ("noise", "pgd-20")}
     curve: list[Task] = []
     if settings.curve_samples:
         low, high = threat_model.bounds
@@ -267,29 +274,60 @@ def _accuracies(subject: Subject, attacks: Sequence[Attack], outcomes: Outcomes,
 
 def _self_checks(
     subject: Subject, dataset: Any, attacks: Sequence[Attack], outcomes: Outcomes, plan: _Plan
-) -> list[SelfCheck]:
+) -> dict[str, Any]:
+    """The parts of the report that the self-checks make."""
     if not plan.checks:
-        return []
+        return {"self_checks": []}
     truth = outcomes.labels
     ran = {name: outcomes.tasks[task.key].predictions for name, task in plan.checks.items()}
     count = min(len(values) for values in ran.values())  # in whole chunks; one listed as an attack has them all
     robust = {name: (name, values[:count] == truth[:count]) for name, values in ran.items()}
-    batch = collate([dataset[index] for index in range(min(subject.settings.self_check_samples, count))])
-    images, labels = (batch[name].to(subject.device) for name in ("pixel_values", "labels"))
+    at_huge_eps = {name: robust[f"{name} at a huge ε"][1] for name in ("noise", "pgd-20")}
     white_box = min(("pgd-20", "pgd-100"), key=lambda name: robust[name][1].mean())
     everywhere = {
         attack.name: outcomes.tasks[task.key].predictions == truth for attack, task in zip(attacks, plan.main, strict=True)
     }
-    return [
-        no_robustness_at_huge_eps(robust["huge"][1], plan.checks["huge"].threat_model),
+    listed = np.logical_and.reduce([outcomes.clean == truth, *everywhere.values()])[:count]
+    checks = [
+        no_robustness_at_huge_eps(at_huge_eps["pgd-20"], plan.checks["pgd-20 at a huge ε"].threat_model),
         at_least_as_strong("more_steps", robust["pgd-100"], robust["pgd-20"]),
-        at_least_as_strong("gradient_beats_noise", robust["pgd-20"], robust["noise"], strictly=True),
+        gradient_beats_noise(robust["pgd-20"], robust["noise"], at_huge_eps["pgd-20"], at_huge_eps["noise"]),
         at_least_as_strong("steps_beat_one_step", robust["pgd-20"], robust["fgsm"]),
         at_least_as_strong("one_step_beats_noise", robust["fgsm"], robust["noise"]),
         at_least_as_strong("white_box_beats_black_box", robust[white_box], robust["square-500"]),
-        vanishing_gradients(subject.classifier, as_pixels(images), labels),
+        listed_attacks(listed, {name: robust[name][1] for name in SUBSAMPLE_ATTACKS}),
+        *_looks(subject, dataset, plan.main[0].threat_model, listed),
         *([] if subject.settings.cascade else order(everywhere, attacks)),
     ]
+    return {
+        "self_checks": checks,
+        "self_check_predictions": {name: ran[name][:count].tolist() for name in SUBSAMPLE_ATTACKS},
+    }
+
+
+def _looks(subject: Subject, dataset: Any, threat_model: ThreatModel, listed: np.ndarray[Any, Any]) -> list[SelfCheck]:
+    """The self-checks that look at the classifier itself, on the images that its attacks saw.
+
+    Args:
+        listed: whether each sample is robust under all listed attacks.
+    """
+    samples, size = min(subject.settings.self_check_samples, len(listed)), subject.settings.chunk_size or len(listed)
+    batches, left = [], []
+    for first in range(0, samples, size):
+        batch = collate([dataset[index] for index in range(first, min(first + size, samples))])
+        images, labels = as_pixels(batch["pixel_values"].to(subject.device)), batch["labels"].to(subject.device)
+        batches.append((images, labels))
+        rows = torch.tensor(listed[first : first + len(labels)], device=labels.device)
+        if rows.any():
+            left.append((images[rows], labels[rows]))
+    images_alone = [images for images, _ in batches]
+    with untouched(subject.classifier):
+        return [
+            vanishing_gradients(subject.exact, batches),
+            gradient_is_the_slope(subject.exact, subject.attacked, left, threat_model, samples, seed=subject.settings.seed),
+            same_answer_again(subject.exact, images_alone),
+            same_answer_in_other_company(subject.exact, images_alone),
+        ]
 
 
 def _curve(outcomes: Outcomes, tasks: Sequence[Task]) -> list[CurvePoint]:

@@ -156,8 +156,9 @@ def evaluation_results(report: RobustnessReport) -> list[EvalResult]:
         if attack.accuracy is not None:
             args = {**threat, "attack": attack.name, "options": attack.options, **common}
             measured.append(("robust_accuracy", f"Robust accuracy ({attack.name})", attack.accuracy, args))
-    worst = {**threat, "attack": [attack.name for attack in report.attacks], **common}
-    measured.append(("robust_accuracy", "Robust accuracy (worst case)", report.worst_case, worst))
+    claim = report.claim
+    worst = {**threat, "attack": claim.attacks, **common, "samples": claim.samples}
+    measured.append(("robust_accuracy", "Robust accuracy (worst case)", claim.accuracy, worst))
     return [
         EvalResult(
             task_type="image-classification",
@@ -208,11 +209,12 @@ def _summary(facts: CheckpointFacts) -> str:
     if facts.report is None:
         return f"{first} Its adversarial robustness was not measured."
     report = facts.report
-    attacks = ", ".join(attack.name for attack in report.attacks)
+    claim = report.claim
+    where = f", on the first {claim.samples} of them: more than the listed attacks found" if claim.lowered else ""
     return (
         f"{first} On {report.data['samples']} images of {report.data['name']} it has a clean accuracy of"
-        f" {report.clean.value:.1%} and, under {report.title}, a robust accuracy of {report.worst_case.value:.1%}"
-        f" (worst case of {attacks})."
+        f" {report.clean.value:.1%} and, under {report.title}, a robust accuracy of {claim.accuracy.value:.1%}"
+        f" (worst case of {', '.join(claim.attacks)}{where})."
     )
 
 

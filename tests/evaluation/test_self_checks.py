@@ -4,14 +4,18 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from evaluated_digits import EPS
+import torch
+from evaluated_digits import EPS, QUICK, Around
 from torch import nn
 
 from hf_robust_transfer.evaluation import (
+    RobustnessReport,
     evaluate_robustness,
     parse_attack,
 )
-from hf_robust_transfer.evaluation.self_checks import at_least_as_strong, order
+from hf_robust_transfer.evaluation.self_checks import SUBSAMPLE_ATTACKS, at_least_as_strong, order
+from hf_robust_transfer.modeling import PixelClassifier
+from hf_robust_transfer.threat_model import ThreatModel
 
 
 class Masked(nn.Module):
@@ -29,8 +33,10 @@ class Masked(nn.Module):
 def test_honest_models_pass_the_self_checks(classifier, data, tiny, pixels):
     options = {"curve_samples": 0, "progress": False}
     report = evaluate_robustness(classifier, data, EPS, ["fgsm", "pgd-20", "pgd-100"], **options)
-    assert report.warnings == [] and len(report.self_checks) == 9
-    assert "9 of 9 self-checks passed" in report.summary() and "Warning" not in report.markdown()
+    assert report.warnings == [] and len(report.self_checks) == 13
+    assert "13 of 13 self-checks passed" in report.summary() and "Warning" not in report.markdown()
+    assert report.claim == (report.worst_case, 100, ["fgsm", "pgd-20", "pgd-100"], False) and report.repeatable
+    assert "believe" not in report.summary() + report.markdown()
 
 
 @pytest.mark.parametrize("quantise", [True, False])
@@ -63,3 +69,56 @@ def test_the_order_compares_neighbours_from_strong_to_weak():
     compared = [(detail.split(" leaves ")[0], detail.split("robust, ")[1].split(" ")[0]) for detail in details]
     ranked = ["autoattack", "pgd-20:restarts=9", "pgd-20", "fgsm"]
     assert compared == list(pairwise(ranked))
+
+
+@pytest.fixture(scope="module")
+def understated(trained, data):
+    """The report of an evaluation by noise alone, at a radius where PGD fools half of the images."""
+    options = {**QUICK, "self_check_samples": 40, "chunk_size": 20}
+    return evaluate_robustness(PixelClassifier(*trained), data, ThreatModel("linf", 0.15), ["noise"], **options)
+
+
+def test_self_checks_that_fool_more_than_the_listed_attacks_warn_and_lower_the_claim(understated, classifier, data):
+    (check,) = (check for check in understated.self_checks if not check.passed)
+    assert check.name == "listed_attacks_fool_as_many" and "all listed attacks together leaves" in check.detail
+    among_themselves = evaluate_robustness(
+        classifier, data[:40], ThreatModel("linf", 0.15), SUBSAMPLE_ATTACKS, chunk_size=20, **QUICK
+    )
+    claim = understated.claim
+    assert claim.lowered and claim.samples == 40 and claim.attacks == list(SUBSAMPLE_ATTACKS)
+    assert claim.accuracy == among_themselves.worst_case and claim.accuracy.value < understated.worst_case.value - 0.2
+    for text in (understated.summary(), understated.markdown()):
+        assert f"believe {claim.accuracy}, the worst case over noise, fgsm, pgd-20" in text
+
+
+def test_a_lower_claim_comes_back_as_it_was_saved(understated, tmp_path):
+    understated.save(tmp_path)
+    loaded = RobustnessReport.load(tmp_path)
+    assert loaded == understated and loaded.claim == understated.claim
+
+
+def noisy(logits):
+    return logits + 0.01 * torch.randn_like(logits)
+
+
+def by_place(logits):
+    return logits + torch.linspace(0, 0.1, len(logits))[:, None] * torch.arange(10)
+
+
+@pytest.mark.parametrize(
+    ("function", "failed"),
+    [
+        (noisy, {"same_answer_again", "same_answer_in_other_company"}),
+        (nn.functional.dropout, {"same_answer_again", "same_answer_in_other_company"}),
+        (by_place, {"same_answer_in_other_company"}),
+        (lambda logits: logits - logits.mean(0), {"same_answer_in_other_company"}),
+    ],
+    ids=["noise", "dropout left on", "place in the batch", "statistics of the batch"],
+)
+def test_a_model_that_answers_differently_is_noticed_and_its_repetition_not_promised(classifier, data, function, failed):
+    model = Around(classifier, function)
+    report = evaluate_robustness(model, data[:20], EPS, ["fgsm"], **{**QUICK, "self_check_samples": 20})
+    answers = {check.name for check in report.self_checks if not check.passed and check.name.startswith("same_answer")}
+    assert answers == failed
+    assert report.repeatable is ("same_answer_again" not in failed)
+    assert ("a repetition gives other figures" in report.markdown()) is not report.repeatable
