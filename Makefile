@@ -8,7 +8,7 @@ INSTALLED_DEV := $(VENV)/installed-dev
 CUDA_VISIBLE_DEVICES ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-latest test-lowest coverage lint format clean
+.PHONY: help quickstart test test-slow test-latest test-lowest coverage reference lint format clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ test-lowest:  ## run the tests with the oldest releases that pyproject.toml allo
 coverage: $(INSTALLED_DEV)  ## run the tests, and say which lines they miss
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
 		--cov hf_robust_transfer --cov-report term-missing $(ARGS)
+
+reference: $(INSTALLED_DEV)  ## write docs/reference.md from the code
+	$(BIN)/python docs/make_reference.py > docs/reference.md
 
 lint: $(INSTALLED_DEV)  ## check style and types
 	$(BIN)/ruff check

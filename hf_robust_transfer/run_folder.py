@@ -10,22 +10,39 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "config.json"
+PROCESSOR_NAME = "preprocessor_config.json"
+WEIGHTS_NAME = "model.safetensors"
+WEIGHTS_INDEX_NAME = "model.safetensors.index.json"  # where the weights are in several files
+CARD_NAME = "README.md"
 RUN_NAME = "run.json"  # what defines the run; in its checkpoints, too
 RECORD_NAME = "training.json"  # how the model here was made
 RESULTS_NAME = "all_results.json"
-TRAIN_RESULTS_NAME = "train_results.json"
 FINISHED_NAME = "finished.json"  # written last of all
 STATE_NAME = "trainer_state.json"  # written last in a checkpoint
+ARGUMENTS_NAME = "training_args.bin"  # the one file of a checkpoint with the Hub token, and that resuming does not need
+REPORT_NAME, REPORT_TEXT_NAME = "robustness.json", "robustness.md"
+CURVE_NAME, EXAMPLES_NAME = "robustness_curve.png", "robustness_examples.png"
 COMPARISON_NAME = "comparison.json"  # the quickstart's table
 LOCK_NAME = ".lock"
 PROGRESS_NAME = "evaluation_progress"  # a folder with the finished chunks of an evaluation
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# Of one run, and gone when another one starts in its place: also what describes or accompanies its model.
+# A model and all that describes or accompanies it.
+_OF_A_MODEL = re.compile(
+    r"model.*\.safetensors|pytorch_model.*\.bin(\.index\.json)?|"
+    + "|".join(
+        map(
+            re.escape,
+            (
+                *(CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_INDEX_NAME, RECORD_NAME),
+                *(REPORT_NAME, REPORT_TEXT_NAME, CURVE_NAME, EXAMPLES_NAME),
+            ),
+        )
+    )
+)
+# What else is of one run.
 _OF_A_RUN = re.compile(
-    r"\w+_results\.json|trainer_state\.json|run\.json|training\.json|finished\.json|comparison\.json"
-    r"|model.*\.safetensors|model\.safetensors\.index\.json|config\.json|preprocessor_config\.json|training_args\.bin"
-    r"|robustness\.(json|md)|robustness_(curve|examples)\.png"
+    r"\w+_results\.json|" + "|".join(map(re.escape, (STATE_NAME, RUN_NAME, FINISHED_NAME, COMPARISON_NAME, ARGUMENTS_NAME)))
 )
 _LEFT_BEHIND = re.compile(r"_(saving|publishing)-.*|.*\.part")
 
@@ -65,7 +82,7 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         if step_of(path) is not None or path.name == PROGRESS_NAME:
             shutil.rmtree(path)
-        elif _OF_A_RUN.fullmatch(path.name):
+        elif _OF_A_RUN.fullmatch(path.name) or is_of_a_model(path.name):
             path.unlink()
     tidy(folder)
 
@@ -78,6 +95,26 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if half_written:  # then training did not end here, and a record that says so is of an earlier time
             (folder / RECORD_NAME).unlink(missing_ok=True)
+
+
+def is_of_a_model(name: str) -> bool:
+    """Whether a file of this name belongs to the model of its folder, and with it to what is published.
+
+    Example:
+        >>> is_of_a_model("model-00001-of-00002.safetensors"), is_of_a_model("robustness.json"), is_of_a_model("run.json")
+        (True, True, False)
+    """
+    return _OF_A_MODEL.fullmatch(name) is not None
+
+
+def results_name(split: str) -> str:
+    """The file with the metrics of one part of a run.
+
+    Example:
+        >>> results_name("train")
+        'train_results.json'
+    """
+    return f"{split}_results.json"
 
 
 def is_of_a_run(path: Path, folder: Path) -> bool:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_robust_transfer import run_folder
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "hf_robust_transfer"
 PICTURE = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
@@ -16,12 +18,19 @@ CODE = [file for folder in FOLDERS for file in sorted(folder.rglob("*.py"))]
 
 def imports(file):
     """(the package or module of the house that a file is in, one that it imports from), also inside functions."""
-    own = [*file.relative_to(PACKAGE).parts[:-1], file.stem]
+    own = [PACKAGE.name, *file.relative_to(PACKAGE).parts[:-1], file.stem]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = own[: len(own) - node.level]
-            places = [[*base, *node.module.split(".")]] if node.module else [[*base, name.name] for name in node.names]
-            yield from ((own[0], place[0]) for place in places if place and place[0] != own[0])
+        if isinstance(node, ast.Import):
+            places = [name.name.split(".") for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                [*own[: len(own) - node.level], *(node.module or "").split(".")] if node.level else node.module.split(".")
+            )
+            base = [part for part in base if part]
+            places = [[*base, name.name] for name in node.names] if base == [PACKAGE.name] else [base]
+        else:
+            continue
+        yield from ((own[1], place[1]) for place in places if place[0] == PACKAGE.name and place[1:2] not in ([], own[1:2]))
 
 
 def test_the_picture_shows_every_package_and_module_of_the_foundation():
@@ -54,3 +63,12 @@ def test_files_and_functions_are_short(file):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = node.end_lineno - node.body[0].lineno + 1 - len((ast.get_docstring(node) or "").splitlines())
             assert lines <= 70, node.name
+
+
+def test_one_module_knows_the_names_of_the_files_in_a_run_s_folder():
+    names = {value for name, value in vars(run_folder).items() if name.endswith("_NAME")} - {run_folder.LOCK_NAME}
+    assert len(names) > 10
+    for file in [file for file in CODE if "tests" not in file.parts and file != Path(run_folder.__file__)]:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in names]
+        assert not {node.value for node in texts}, file

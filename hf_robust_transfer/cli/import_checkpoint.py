@@ -30,6 +30,7 @@ from ..evaluation.subject import make_ready
 from ..hub import stand_alone
 from ..modeling import PixelClassifier, pixel_statistics
 from ..modeling.importing import ExternalCheckpoint, import_checkpoint, read_checkpoint
+from ..run_folder import CONFIG_NAME
 from .main import run_command
 from .options import parse_json_object
 from .parsing import names_a_file, parse_arguments
@@ -125,7 +126,7 @@ def _free_folder(name: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output_dir {name} is a file: choose a new or an empty folder")
     if folder.is_dir() and any(folder.iterdir()):
-        held = "holds a model" if (folder / "config.json").exists() else "is not empty"
+        held = "holds a model" if (folder / CONFIG_NAME).exists() else "is not empty"
         raise UsageError(f"--output_dir {name} {held}: choose a new or an empty folder")
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):

@@ -13,6 +13,7 @@ from typing import ClassVar
 from ..data import DataArguments
 from ..errors import UsageError
 from ..hub import files_to_publish, publish, read_facts
+from ..run_folder import CONFIG_NAME
 from ..runs.evaluate import EvaluationArguments, evaluate_checkpoint
 from .main import run_command
 from .parsing import parse_arguments
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         argv,
     )
     folder = Path(args.folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise UsageError(f"--folder {folder} holds no checkpoint: it has no config.json")
     if read_facts(folder).report is None and not args.without_evaluation:
         evaluation_args.output_dir = str(folder)

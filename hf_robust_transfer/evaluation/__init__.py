@@ -6,13 +6,11 @@ The evaluator with the interface of `evaluate` is `hf_robust_transfer.evaluation
 from .autoattack import autoattack
 from .metrics import load_metric
 from .named_attacks import attack_summaries, parse_attack, parse_attacks
-from .report import JSON_NAME, MARKDOWN_NAME, RobustnessReport
+from .report import RobustnessReport
 from .robustness import DEFAULT_ATTACKS, evaluate_robustness
 
 __all__ = [
     "DEFAULT_ATTACKS",
-    "JSON_NAME",
-    "MARKDOWN_NAME",
     "RobustnessReport",
     "attack_summaries",
     "autoattack",

@@ -13,7 +13,6 @@ from ..threat_model import ThreatModel
 from .report import RobustnessReport, eps_text
 from .subject import Subject
 
-CURVE_NAME, EXAMPLES_NAME = "robustness_curve.png", "robustness_examples.png"
 # Of the colour-blind safe palette of Okabe and Ito.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#666666"
 

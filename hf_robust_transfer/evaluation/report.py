@@ -38,12 +38,12 @@ import numpy as np
 
 from ..atomic import replacing
 from ..errors import UsageError
+from ..run_folder import REPORT_NAME, REPORT_TEXT_NAME
 from .accuracy import Accuracy
 from .self_checks import LISTED_ATTACKS, REPEATED, SelfCheck
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
-JSON_NAME, MARKDOWN_NAME = "robustness.json", "robustness.md"
 _UPPER_BOUNDS = "AutoAttack was not among the attacks: take the robust accuracies as upper bounds."
 _UNREPEATABLE = "The model answers differently each time it is asked, so that a repetition gives other figures."
 
@@ -182,7 +182,7 @@ class RobustnessReport:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        texts = {MARKDOWN_NAME: self.markdown(), JSON_NAME: _compact(asdict(self)) + "\n"}
+        texts = {REPORT_TEXT_NAME: self.markdown(), REPORT_NAME: _compact(asdict(self)) + "\n"}
         for name, text in texts.items():
             with replacing(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
@@ -194,7 +194,7 @@ class RobustnessReport:
         Raises:
             UsageError: there is none, it cannot be read, or it has another schema version.
         """
-        file = Path(folder, JSON_NAME)
+        file = Path(folder, REPORT_NAME)
         try:
             read = json.loads(file.read_text())
             if read["schema_version"] not in _READABLE:

@@ -12,13 +12,12 @@ from PIL import Image
 from transformers.utils import logging
 
 from ..data import to_pixels
-from ..evaluation import JSON_NAME, RobustnessReport
+from ..evaluation import RobustnessReport
 from ..evaluation.accuracy import Accuracy
-from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME
 from ..evaluation.report import eps_text, file_sha256
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint
-from ..run_folder import RECORD_NAME
+from ..run_folder import CURVE_NAME, EXAMPLES_NAME, RECORD_NAME, REPORT_NAME
 from .timm_layout import is_own
 
 logger = logging.get_logger(__name__)
@@ -71,7 +70,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
     folder = Path(folder)
     model, processor = load_model(str(folder))
     identity = fingerprint(model, processor)
-    report = _evidence(folder / JSON_NAME, lambda file: RobustnessReport.load(file.parent))
+    report = _evidence(folder / REPORT_NAME, lambda file: RobustnessReport.load(file.parent))
     if report is not None and report.model.get("fingerprint") != identity:
         report = None
     training = _evidence(folder / RECORD_NAME, lambda file: json.loads(file.read_text()))

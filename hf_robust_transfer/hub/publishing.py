@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 from concurrent.futures import Future
@@ -15,22 +14,23 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
 from ..errors import UsageError
-from ..evaluation.report import JSON_NAME, MARKDOWN_NAME
 from ..modeling import load_model
 from ..modeling.fingerprint import fingerprint
-from ..run_folder import RECORD_NAME
+from ..run_folder import (
+    ARGUMENTS_NAME,
+    CARD_NAME,
+    CONFIG_NAME,
+    PROCESSOR_NAME,
+    RECORD_NAME,
+    REPORT_NAME,
+    REPORT_TEXT_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    is_of_a_model,
+)
 from .card import model_card, read_facts
 from .sharing import check_for_secrets, shareable
 from .timm_layout import stand_alone
-
-# What is published of a folder, and taken from the Hub when the next model has none; training_args.bin, which pickles the
-# Hub token, is never published.
-_OURS = re.compile(
-    r"config\.json|preprocessor_config\.json|model.*\.safetensors|model\.safetensors\.index\.json|pytorch_model.*\.bin(\.index\.json)?"
-    r"|training\.json|robustness\.(json|md)|robustness_(curve|examples)\.png"
-)
-# The one file of a trainer's checkpoint that holds the token, and that resuming does not need.
-_PICKLED_ARGUMENTS = "training_args.bin"
 
 logger = logging.get_logger(__name__)
 _background = HfApi()  # its worker takes one job after another
@@ -56,21 +56,21 @@ def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = 
             a text in it holds a secret.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_NAME).is_file():
         raise UsageError(f"{folder} holds no checkpoint: it has no config.json")
     stand_alone(folder)
     facts = read_facts(folder)
     names = _weights(folder)
     # A timm model's image processor is in its configuration. This file would be another model's, and win on the Hub.
-    names += ["preprocessor_config.json"] if facts.architecture is None else []
+    names += [PROCESSOR_NAME] if facts.architecture is None else []
     names += [RECORD_NAME] if facts.training is not None else []
-    names += [JSON_NAME, *(picture for _, picture in facts.pictures)] if facts.report is not None else []
+    names += [REPORT_NAME, *(picture for _, picture in facts.pictures)] if facts.report is not None else []
     chosen: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
-    chosen["config.json"] = shareable(folder / "config.json")
+    chosen[CONFIG_NAME] = shareable(folder / CONFIG_NAME)
     _check_that_it_loads(chosen, facts.fingerprint, folder)
     if facts.report is not None:  # an interrupted evaluation may have left another report's
-        chosen[MARKDOWN_NAME] = facts.report.markdown().encode()
-    chosen["README.md"] = str(model_card(facts, repo_id, license=license)).encode()
+        chosen[REPORT_TEXT_NAME] = facts.report.markdown().encode()
+    chosen[CARD_NAME] = str(model_card(facts, repo_id, license=license)).encode()
     for name, content in chosen.items():
         check_for_secrets(name, content)
     return chosen
@@ -78,9 +78,9 @@ def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = 
 
 def _weights(folder: Path) -> list[str]:
     """The files that a folder's weights are loaded from, and their index where they are in several."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        return ["model.safetensors"]
+    index = folder / WEIGHTS_INDEX_NAME
+    if (folder / WEIGHTS_NAME).is_file() or not index.is_file():
+        return [WEIGHTS_NAME]
     return [index.name, *sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
@@ -139,7 +139,7 @@ def publish(
         files |= {
             f"{resumable_at}/{file.relative_to(folder).as_posix()}": shareable(file)
             for file in everything
-            if file.name != _PICKLED_ARGUMENTS
+            if file.name != ARGUMENTS_NAME
         }
     api = HfApi(token=token)
     try:
@@ -152,7 +152,7 @@ def publish(
             repo_id,
             [
                 *(CommitOperationAdd(name, content) for name, content in files.items()),
-                *(CommitOperationDelete(name) for name in there if _OURS.fullmatch(name) and name not in files),
+                *(CommitOperationDelete(name) for name in there if is_of_a_model(name) and name not in files),
             ],
             commit_message=commit_message,
             revision=revision,

@@ -11,6 +11,7 @@ from huggingface_hub import get_token
 
 from ..errors import UsageError
 from ..evaluation.report import shown
+from ..run_folder import CONFIG_NAME, STATE_NAME
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 _PLACES = {"dataset_name", "train_dir", "validation_dir", "test_dir", "best_model_checkpoint", "_name_or_path"}
@@ -18,7 +19,7 @@ _PLACES = {"dataset_name", "train_dir", "validation_dir", "test_dir", "best_mode
 
 def shareable(file: Path) -> Path | bytes:
     """A configuration or trainer's state without the places of this machine that it names; any other file as it is."""
-    if file.name not in ("config.json", "trainer_state.json"):
+    if file.name not in (CONFIG_NAME, STATE_NAME):
         return file
     return (json.dumps(_without_places(json.loads(file.read_text())), indent=2) + "\n").encode()
 
@@ -56,7 +57,7 @@ def check_for_secrets(name: str, content: Path | bytes) -> None:
     found = [what for what, secret in _secrets() if secret in text]
     if _TOKEN.search(text):
         found.append("a Hub token")
-    if name == "config.json":
+    if name == CONFIG_NAME:
         found += [f"{value}, a place of this machine" for value in _strings(json.loads(text)) if os.path.isabs(value)]
     if found:
         raise UsageError(f"{name} would tell others {found[0]}: take it out before publishing")

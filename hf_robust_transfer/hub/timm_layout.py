@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from ..atomic import replacing
 from ..modeling import cifar
 from ..modeling.cifar import NEEDED
+from ..run_folder import CONFIG_NAME, WEIGHTS_INDEX_NAME
 
 _PREFIX = "timm_model."  # what `TimmWrapperForImageClassification` puts before timm's names, and timm does not know
 
@@ -30,13 +31,13 @@ def stand_alone(folder: str | Path) -> None:
         >>> timm.create_model("local-dir:outputs/mine", pretrained=True)  # doctest: +SKIP
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / CONFIG_NAME).read_text())
     if config.get("model_type") != "timm_wrapper":
         return
     architecture = config["architecture"]
     if is_own(architecture):
         architecture = f"{architecture.partition('.')[0]}.{NEEDED}"
-    _replace_json(folder / "config.json", config | {"architecture": architecture, "model_args": config["model_args"] or {}})
+    _replace_json(folder / CONFIG_NAME, config | {"architecture": architecture, "model_args": config["model_args"] or {}})
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             if not any(name.startswith(_PREFIX) for name in opened.keys()):  # noqa: SIM118 - it is no mapping
@@ -45,7 +46,7 @@ def stand_alone(folder: str | Path) -> None:
             metadata = opened.metadata()
         with replacing(file) as part:
             save_file(tensors, part, metadata)
-    index_file = folder / "model.safetensors.index.json"
+    index_file = folder / WEIGHTS_INDEX_NAME
     if index_file.is_file():
         index = json.loads(index_file.read_text())
         index["weight_map"] = {name.removeprefix(_PREFIX): file for name, file in index["weight_map"].items()}

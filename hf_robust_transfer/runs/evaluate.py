@@ -11,14 +11,15 @@ from accelerate import PartialState
 from ..data import DataArguments, PixelDataset, load_evaluation_split
 from ..errors import UsageError
 from ..evaluation.named_attacks import attack_summaries, parse_attacks
-from ..evaluation.plots import CURVE_NAME, EXAMPLES_NAME, plot_curve, plot_examples
-from ..evaluation.report import JSON_NAME, MARKDOWN_NAME, RobustnessReport, shown
+from ..evaluation.plots import plot_curve, plot_examples
+from ..evaluation.report import RobustnessReport, shown
 from ..evaluation.robustness import DEFAULT_ATTACKS, evaluate_subject
 from ..evaluation.subject import Settings, make_ready
 from ..modeling import PixelClassifier, load_model
 from ..provenance import TrainedFor
-from ..run_folder import PROGRESS_NAME
+from ..run_folder import CURVE_NAME, EXAMPLES_NAME, PROGRESS_NAME, REPORT_NAME, REPORT_TEXT_NAME
 from ..threat_model import ThreatModel, parse_eps
+from .folder import locked
 
 
 @dataclass
@@ -147,17 +148,30 @@ def evaluate_checkpoint(
         hub_options: passed on to all that loads from the Hub (``token``, ``cache_dir``).
 
     Raises:
-        ValueError: the output folder holds a report, the checkpoint or its data cannot be loaded or do not agree, or an
-            option is out of range; nothing is written then.
+        UsageError: the output folder holds a report or is in use, the checkpoint or its data cannot be loaded or do not
+            agree, or an option is out of range; nothing is written then.
     """
+    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
+    with locked(_output_dir(args, name), state.process_index, state.num_processes):
+        return _evaluate_checkpoint(name, data, args, state, revision, overwrite, hub_options)
+
+
+def _evaluate_checkpoint(
+    name: str,
+    data: DataArguments,
+    args: EvaluationArguments,
+    state: PartialState,
+    revision: str,
+    overwrite: bool,
+    hub_options: dict[str, Any],
+) -> RobustnessReport:
     output_dir = _output_dir(args, name)
     progress_dir = output_dir / PROGRESS_NAME
-    if (output_dir / JSON_NAME).exists() and not overwrite:
+    if (output_dir / REPORT_NAME).exists() and not overwrite:
         raise UsageError(
             f"{output_dir} holds a finished evaluation: choose another --output_dir, or replace it with"
             " --overwrite_output_dir"
         )
-    state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
     with state.main_process_first():
         model, processor = load_model(name, revision=revision, **hub_options)
     trained_for = TrainedFor.from_dict(getattr(model.config, "robust_training", {}))
@@ -197,7 +211,7 @@ def evaluate_checkpoint(
         report.save(output_dir)
         shutil.rmtree(progress_dir, ignore_errors=True)
         print(report.summary())
-        print(f"The whole report is in {output_dir / MARKDOWN_NAME} and {JSON_NAME}, with pictures beside them.")
+        print(f"The whole report is in {output_dir / REPORT_TEXT_NAME} and {REPORT_NAME}, with pictures beside them.")
     return report
 
 

@@ -46,31 +46,40 @@ def claimed_output_dir(
             checkpoint, or overwriting would delete what the run needs.
     """
     output_dir = Path(args.output_dir or "")
-    with _locked(output_dir, args):
+    with locked(output_dir, args.process_index, args.world_size):
         yield _where_to_resume(args, output_dir, overwrite, uses)
 
 
 @contextmanager
-def _locked(folder: Path, args: RobustTrainingArguments) -> Iterator[None]:
-    """Hold a folder's lock, on the first process; where nothing comes to be in the folder, it goes again."""
+def locked(folder: Path, process_index: int, processes: int) -> Iterator[None]:
+    """Hold an output folder, which need not exist, against others; where nothing comes to be in it, it goes again.
+
+    Args:
+        folder: to be held, by the first of the processes.
+        process_index: of this one.
+        processes: of this run; all of them must come here.
+
+    Raises:
+        UsageError: another run holds it, or it cannot be made or written.
+    """
     lock, refused = FileLock(folder / LOCK_NAME), [""]
     new = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    if args.process_index == 0:
+    if process_index == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            refused = [f"--output_dir {folder} is in use by another run: wait until it ends, or choose another folder"]
+            refused = [f"--output_dir {folder} is in use by another command: wait until it ends, or choose another folder"]
         except OSError as error:
             refused = [f"--output_dir {folder} cannot be made or written: {error.strerror or error}"]
-    if args.world_size > 1:
+    if processes > 1:
         broadcast_object_list(refused)
     if refused[0]:
         raise UsageError(refused[0])
     try:
         yield
     finally:
-        if args.process_index == 0:
+        if process_index == 0:
             (folder / LOCK_NAME).unlink(missing_ok=True)
             lock.release()
             for parent in new:

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint
 from ..provenance import Provenance
-from ..run_folder import FINISHED_NAME, RECORD_NAME, RESULTS_NAME, STATE_NAME, TRAIN_RESULTS_NAME, read_json
+from ..run_folder import FINISHED_NAME, RECORD_NAME, RESULTS_NAME, STATE_NAME, read_json, results_name
 from ..training import RobustTrainer, RobustTrainingArguments
 from ..transfer import describe
 from .folder import begin
@@ -102,7 +102,7 @@ def train_and_evaluate(
     for name, values in metrics.items():
         if name != "train":
             trainer.log_metrics(name, values)
-            _write(trainer, f"{name}_results.json", values)
+            _write(trainer, results_name(name), values)
     _write(trainer, RESULTS_NAME, results)
     if args.push_to_hub:
         trainer.push_to_hub()
@@ -114,14 +114,14 @@ def _train(trainer: RobustTrainer, resume_from: str | None) -> dict[str, float]:
     trained = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(_internal_call=True)  # published when all of it is there
     trainer.save_state()
-    _write(trainer, TRAIN_RESULTS_NAME, trained.metrics)
+    _write(trainer, results_name("train"), trained.metrics)
     return trained.metrics
 
 
 def _trained_before(trainer: RobustTrainer) -> dict[str, float] | None:
     """What training ended with, where it did and only what comes after it was stopped: the model is then as it was left."""
     folder = Path(str(trainer.args.output_dir))
-    metrics, record = read_json(folder / TRAIN_RESULTS_NAME), read_json(folder / RECORD_NAME)
+    metrics, record = read_json(folder / results_name("train")), read_json(folder / RECORD_NAME)
     if metrics is None or record is None:
         return None
     model, processor = load_model(str(folder))

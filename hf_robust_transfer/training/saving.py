@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils.hub import PushInProgress
 
 from ..hub import publish, publish_in_background, stand_alone
-from ..run_folder import RUN_NAME, step_of
+from ..run_folder import CONFIG_NAME, RUN_NAME, step_of
 
 
 class OnTrainBegin(TrainerCallback):
@@ -66,7 +66,7 @@ class SavingTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
                 super().save_model(staging, _internal_call=True)
-                if Path(staging, "config.json").is_file():  # a sharded FSDP checkpoint has none
+                if Path(staging, CONFIG_NAME).is_file():  # a sharded FSDP checkpoint has none
                     stand_alone(staging)
                 for file in Path(staging).iterdir():
                     file.replace(folder / file.name)

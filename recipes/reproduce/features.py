@@ -29,6 +29,7 @@ from hf_robust_transfer.data import DataArguments, as_pixels, collate, load_eval
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.evaluation.activations import activation_shift
 from hf_robust_transfer.modeling.classifier import full_precision
+from plan import ARRAYS, FEATURES
 
 BATCH = 50
 PICTURES = 6
@@ -81,7 +82,7 @@ def main() -> None:
     embedding = TSNE(init="pca", random_state=args.seed, perplexity=min(30, len(features) // 4)).fit_transform(features)
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "features.npz") as part, part.open("wb") as file:
+    with replacing(folder / ARRAYS) as part, part.open("wb") as file:
         np.savez_compressed(
             file,
             images=seen[0]["images"][:PICTURES].numpy(),
@@ -97,7 +98,7 @@ def main() -> None:
         "seed": args.seed,
         "shift": {name: interval(values) for name, values in shifts.items()},
     }
-    with replacing(folder / "features.json") as part:
+    with replacing(folder / FEATURES) as part:
         part.write_text(json.dumps(report, indent=2) + "\n")
     for name, found in report["shift"].items():
         print(f"{name:<30} moves by {found['mean']:.1%} ({found['lower']:.1%} – {found['upper']:.1%})")

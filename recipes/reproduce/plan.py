@@ -11,11 +11,12 @@ import yaml
 
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.modeling.attack_copy import choose_precision
+from hf_robust_transfer.run_folder import REPORT_NAME, RESULTS_NAME
 
 EXPERIMENTS = ("freezing", "features", "heads", "few_images", "lwf", "same_task")
 SOURCES = "sources"
 SCALES = ("tiny", "small", "paper")
-REPORT, FEATURES, ARRAYS = "robustness.json", "features.json", "features.npz"
+FEATURES, ARRAYS = "features.json", "features.npz"
 CHECK = "autoattack"
 # How the points that a configuration lists under ``check`` are evaluated besides, by scale.
 _CHECK_FLAGS: dict[str, dict[str, Any]] = {
@@ -84,12 +85,12 @@ def plan(experiment: str, scale: str, inputs: Inputs, folder: Path) -> list[Run]
         evaluation = {**config.get("evaluation", {}), **differing.get("evaluation", {})}
         run_folder = folder / "-".join(str(value).replace(" ", "_") for value in values)
         commands, given = _training(options, inputs, run_folder)
-        recipe, leaves = (evaluation.pop("recipe"), FEATURES) if "recipe" in evaluation else ("evaluate.py", REPORT)
+        recipe, leaves = (evaluation.pop("recipe"), FEATURES) if "recipe" in evaluation else ("evaluate.py", REPORT_NAME)
         commands.append(_command(recipe, {**given, **evaluation}, run_folder, leaves))
         checks = []
         if scale in _CHECK_FLAGS and any(point.items() <= chosen.items() for point in config.get("check", [])):
             flags = {**given, **evaluation, "attacks": ["pgd-20", "autoattack"], **_CHECK_FLAGS[scale], "curve_samples": 0}
-            checks.append(_command("evaluate.py", flags, run_folder / CHECK, REPORT))
+            checks.append(_command("evaluate.py", flags, run_folder / CHECK, REPORT_NAME))
         runs.append(Run(config["title"], chosen, run_folder, commands, checks))
     return runs
 
@@ -107,7 +108,7 @@ def _training(options: dict[str, Any], inputs: Inputs, folder: Path) -> tuple[li
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if choose_precision("auto", device) != "bf16":
         flags.pop("bf16", None)  # emulated, a network took four times as long as in float32
-    return [_command(recipe, {**given, **flags}, folder, "all_results.json")], {"model_name_or_path": folder}
+    return [_command(recipe, {**given, **flags}, folder, RESULTS_NAME)], {"model_name_or_path": folder}
 
 
 def _command(recipe: str, flags: dict[str, Any], output_dir: Path, leaves: str) -> Command:

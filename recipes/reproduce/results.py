@@ -13,8 +13,8 @@ from figures import FIGURES
 from hf_robust_transfer.atomic import replacing
 from hf_robust_transfer.evaluation.report import shown
 from hf_robust_transfer.evaluation.robustness import hardware
-from hf_robust_transfer.run_folder import RECORD_NAME
-from plan import ARRAYS, CHECK, FEATURES, REPORT, Inputs, Run
+from hf_robust_transfer.run_folder import RECORD_NAME, REPORT_NAME
+from plan import ARRAYS, CHECK, FEATURES, Inputs, Run
 
 NOTES = "commands.json"
 _CHECKED = "PGD-20 / AutoAttack"
@@ -53,7 +53,7 @@ def _figures(run: Run) -> dict[str, Any]:
     inside = run.folder / FEATURES
     if inside.is_file():
         return {**found, **json.loads(inside.read_text())}
-    report = json.loads((run.folder / REPORT).read_text())
+    report = json.loads((run.folder / REPORT_NAME).read_text())
     (attack,) = report["attacks"]
     found |= {
         "samples": report["data"]["samples"],
@@ -68,7 +68,7 @@ def _figures(run: Run) -> dict[str, Any]:
         training = json.loads(record.read_text())
         found |= {"training_seconds": training["seconds"], "train_images": training["images"]["train"]}
         found |= {"training_seed": training["options"]["seed"], "command": training["command"]}
-    checked = run.folder / CHECK / REPORT
+    checked = run.folder / CHECK / REPORT_NAME
     if checked.is_file():
         report = json.loads(checked.read_text())
         found["check"] = {

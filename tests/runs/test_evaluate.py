@@ -12,9 +12,8 @@ import datasets
 import pytest
 from evaluated_digits import images_of, without_times
 
-from hf_robust_transfer.evaluation import (
-    RobustnessReport,
-)
+from hf_robust_transfer.evaluation import RobustnessReport
+from hf_robust_transfer.runs.folder import locked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -134,3 +133,10 @@ def test_bad_input_is_one_line_and_writes_nothing(
     places = {"CHECKPOINT": checkpoint, "FINISHED": uninterrupted[0]}
     assert message in error_of("evaluate.py", *(places.get(argument, argument) for argument in arguments))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_evaluation_in_the_same_folder_is_refused(checkpoint, tmp_path, error_of):
+    with locked(tmp_path / "out", 0, 1):
+        error = error_of("evaluate.py", "--model_name_or_path", checkpoint, "--output_dir", tmp_path / "out", *SMALL)
+    assert f"--output_dir {tmp_path / 'out'} is in use by another command" in error
+    assert not (tmp_path / "out").exists()

@@ -180,7 +180,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path, arguments, error_of):
         while not (output_dir / RUN_NAME).is_file() and time.monotonic() < until:
             time.sleep(0.1)
         error = error_of("pretrain.py", *arguments(output_dir, "--overwrite_output_dir"))
-        assert f"--output_dir {output_dir} is in use by another run" in error
+        assert f"--output_dir {output_dir} is in use by another command" in error
         assert first.poll() is None
     finally:
         first.kill()

@@ -1,0 +1,77 @@
+"""The commands of the pages run as they are written, one after the other, in a folder as a reader has it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import DIGITS, PLAIN
+
+from hf_robust_transfer import PixelDataset, RobustTrainer, RobustTrainingArguments
+from hf_robust_transfer.modeling import create_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HOW_TO = REPOSITORY / "docs" / "how-to"
+# many-gpus.md needs GPUs; those of docs/results need data and sources of hours.
+PAGES = [
+    REPOSITORY / "README.md",
+    *(HOW_TO / f"{name}.md" for name in ("transfer", "evaluate", "publish", "sources", "extend")),
+]
+
+
+def commands(page):
+    """The page's commands, without those that install this package and run its tests."""
+    text = "".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(("make ", "pip ")))
+
+
+@pytest.fixture(scope="module")
+def robust_source(tmp_path_factory, digits, tiny):
+    """A folder as the quickstart leaves it: a small network, trained adversarially for a moment."""
+    folder = tmp_path_factory.mktemp("source")
+    model, processor = tiny("timm-convnext")
+    options = {**PLAIN, "objective": "fast", "eps": "0.1", "max_steps": 20, "use_cpu": True, "report_to": "none"}
+    args = RobustTrainingArguments(str(folder), save_strategy="no", disable_tqdm=True, **options)
+    RobustTrainer(model, args, processing_class=processor, train_dataset=PixelDataset(digits, processor)).train()
+    for part in (model, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run_as_they_are_written(page, robust_source, digits, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    for name in ("quickstart", "source", "mine"):
+        (tmp_path / "outputs" / name).symlink_to(robust_source)
+    (tmp_path / "recipes").symlink_to(REPOSITORY / "recipes")
+    for row, sample in enumerate(digits):
+        split = "train" if row < 150 else "test"
+        for place in ("my_images", "photos", "my/cifar10"):
+            file = tmp_path / place / split / str(sample["label"]) / f"{row}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            sample["image"].save(file)
+    text = page.read_text(encoding="utf-8")
+    for file, code in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", text, re.S):
+        (tmp_path / file).write_text(code)
+    if "robust.pt" in text:
+        model, _ = create_model("cifar_wrn", id2label=DIGITS, model_args={"depth": 34, "width": 10})
+        torch.save(model.timm_model.state_dict(), tmp_path / "robust.pt")
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "HF_HUB_OFFLINE": "1",
+    }
+    script = commands(page)
+    # What the page makes anew is not there beforehand.
+    for name in re.findall(r"--output_dir outputs/(\w+)", script):
+        (tmp_path / "outputs" / name).unlink(missing_ok=True)
+    for command in re.sub(r"\\\n\s*", "", script).splitlines():
+        done = subprocess.run(
+            ["bash", "-euc", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
