@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 # What is printed must not depend on who prints it.
-os.environ.update(COLUMNS="100", NO_COLOR="1", HF_HOME="~/.cache/huggingface")
+os.environ.update(COLUMNS="100", NO_COLOR="1", HF_HOME="$HF_HOME")
 
 from hf_robust_transfer.cli.main import COMMANDS, run_command
 
