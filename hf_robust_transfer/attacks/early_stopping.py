@@ -7,6 +7,7 @@ from ..randomness import fold_in, sample_keys
 from ..threat_model import ThreatModel
 from .ascent import checked_step_size, clean_logits_for, input_gradient, per_image
 from .eval_mode import Classifier, untouched
+from .inputs import checked_inputs
 from .losses import LOSSES, margin
 
 
@@ -39,7 +40,7 @@ def early_stopping_pgd(
         The image that a sample ends with after all steps of the last restart is not looked at: whoever judges does it.
 
     Raises:
-        ValueError: as `pgd`.
+        UsageError: as `pgd`.
 
     Example:
         >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
@@ -49,13 +50,12 @@ def early_stopping_pgd(
         True
     """
     step_size = checked_step_size(threat_model, steps, step_size, True, restarts, loss)
-    if indices is None:
-        indices = torch.arange(len(images), device=images.device)
+    images, labels, indices, classify = checked_inputs(classifier, images, labels, threat_model, indices)
     looks = range(steps) if images.device.type == "cpu" else [2**power - 1 for power in range(steps.bit_length())]
 
     with torch.inference_mode(False), torch.enable_grad(), untouched(classifier):
         images, labels, indices = images.detach().clone(), labels.clone(), indices.clone()
-        clean_logits = clean_logits_for(classifier, images, loss)
+        clean_logits = clean_logits_for(classify, images, loss)
 
         def wins(logits: Tensor, rows: Tensor) -> Tensor:
             logits = logits.detach()
@@ -70,7 +70,7 @@ def early_stopping_pgd(
             won, winning = torch.zeros_like(fooled[rows]), adversarial
             for step in range(steps):
                 adversarial = adversarial.detach().requires_grad_()
-                logits = classifier(adversarial)
+                logits = classify(adversarial)
                 won_now = wins(logits, rows)
                 winning = torch.where(per_image(won_now, images), adversarial.detach(), winning)
                 won = won | won_now
@@ -83,15 +83,15 @@ def early_stopping_pgd(
                         return result, fooled
                     if 2 * len(rows) < len(left):  # a forward pass of these costs less than a backward pass of all
                         adversarial, left = adversarial.detach()[left].requires_grad_(), slice(None)
-                        logits = classifier(adversarial)
-                reached = LOSSES[loss](logits.to(images.dtype)[left], labels[rows], clean_logits[rows])
+                        logits = classify(adversarial)
+                reached = LOSSES[loss](logits[left], labels[rows], clean_logits[rows])
                 gradient = input_gradient(reached, adversarial)[left]
                 adversarial = threat_model.project(
                     adversarial.detach()[left] + threat_model.step(gradient, step_size), images[rows]
                 )
             if restart + 1 < restarts:
                 with torch.no_grad():
-                    won_now = wins(classifier(adversarial), rows)
+                    won_now = wins(classify(adversarial), rows)
                 winning = torch.where(per_image(won_now, images), adversarial, winning)
                 won = won | won_now
             result[rows] = torch.where(per_image(won, images), winning, adversarial)

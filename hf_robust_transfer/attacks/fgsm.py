@@ -19,6 +19,7 @@ def fgsm(
     targeted: bool = False,
     seed: int = 0,
     indices: Tensor | None = None,
+    check: bool = True,
 ) -> Tensor:
     """One step of the length of the ball's radius (Goodfellow et al., arXiv 1412.6572): the one-step case of `pgd`.
 
@@ -26,12 +27,15 @@ def fgsm(
     arXiv 2001.03994). For l2 the step is along the gradient's direction.
 
     Args:
-        classifier, images, labels, threat_model, loss, targeted, seed, indices: as for `pgd`.
+        classifier, images, labels, threat_model, loss, targeted, seed, indices, check: as for `pgd`.
         step_size: length of the step, by default ε.
         random_start: start at a uniform point of the ball.
 
     Returns:
         Adversarial images, detached, of the images' shape and dtype.
+
+    Raises:
+        UsageError: as `pgd`.
 
     Example:
         >>> import torch
@@ -51,4 +55,5 @@ def fgsm(
         targeted=targeted,
         seed=seed,
         indices=indices,
+        check=check,
     )

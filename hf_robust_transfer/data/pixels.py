@@ -202,10 +202,14 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def as_pixels(values: Tensor) -> Tensor:
-    """Pixels in [0, 1]: uint8 values divided by 255, floating ones as they are.
+    """Pixels in [0, 1], in float32 or better: uint8 values divided by 255, floating ones as they are.
 
     Example:
         >>> as_pixels(torch.tensor([0, 255], dtype=torch.uint8))
         tensor([0., 1.])
+        >>> as_pixels(torch.tensor([0.5], dtype=torch.float16)).dtype
+        torch.float32
     """
-    return values.float() / 255 if values.dtype == torch.uint8 else values
+    if values.dtype == torch.uint8:
+        return values.float() / 255
+    return values.to(torch.promote_types(values.dtype, torch.float32)) if values.is_floating_point() else values

@@ -8,7 +8,9 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor
 
+from ..attacks.ascent import NO_GRADIENT
 from ..attacks.eval_mode import Classifier, untouched
+from ..attacks.inputs import checked_inputs
 from ..errors import UsageError
 from ..threat_model import ThreatModel
 
@@ -36,9 +38,7 @@ def autoattack(
     there are as many target classes as remain. Global random state is left as it was.
 
     Args:
-        classifier: maps [0, 1] images to logits of shape (B, classes).
-        images: clean images in pixel units, float32, (B, C, H, W).
-        labels: the true labels, int64 of shape (B,).
+        classifier, images, labels: as for `hf_robust_transfer.attacks.pgd`. It computes in float32 at least.
         threat_model: linf or l2, over pixels in [0, 1].
         members: which attacks, each on the samples that those before it left unfooled.
         queries: of Square.
@@ -46,11 +46,12 @@ def autoattack(
         tell: called with what AutoAttack says as it goes: which member runs and how many images it fooled.
 
     Returns:
-        Images of the same shape, adversarial where an attack succeeded and clean elsewhere, and remarks: members that
-        cannot run with so few classes, and AutoAttack's own warnings.
+        Images of the same shape and dtype, adversarial where an attack succeeded and clean elsewhere, and remarks: members
+        that cannot run with so few classes, and AutoAttack's own warnings.
 
     Raises:
-        UsageError: pixel bounds other than [0, 1], which AutoAttack cannot have.
+        UsageError: pixel bounds other than [0, 1], which AutoAttack cannot have, a classifier without gradients for
+            members that need them, or what `pgd` raises of its images and labels.
 
     Example:
         >>> classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
@@ -62,10 +63,13 @@ def autoattack(
     if threat_model.bounds != (0.0, 1.0):
         raise UsageError(f"AutoAttack knows pixels in [0, 1] only, not in {list(threat_model.bounds)}")
     devices = [images.device] if images.device.type == "cuda" else []
+    images, labels, _, classify = checked_inputs(classifier, images, labels, threat_model)
+    given = images.dtype
     with torch.inference_mode(False), untouched(classifier), torch.random.fork_rng(devices):
-        images, labels = images.detach().clone(), labels.clone()
-        with torch.no_grad():
-            classes = classifier(images[:1]).shape[1]
+        images, labels = images.detach().to(torch.promote_types(given, torch.float32), copy=True), labels.clone()
+        with torch.enable_grad():
+            seen = classify(images[:1].to(given).requires_grad_())
+        classes = seen.shape[1]
         able = [member for member in members if classes >= _FEWEST_CLASSES.get(member, 2)]
         remarks = [
             f"{member} was not run: it needs at least {_FEWEST_CLASSES[member]} classes, and there are {classes}"
@@ -73,16 +77,22 @@ def autoattack(
             if member not in able
         ]
         if not able:
-            return images, remarks
+            return images.to(given), remarks
+        if not seen.requires_grad and able != ["square"]:
+            raise UsageError(NO_GRADIENT)
+
+        def network(shown: Tensor) -> Tensor:
+            return classify(shown.to(given))
+
         norm = {"linf": "Linf", "l2": "L2"}[threat_model.norm]
-        attack = AutoAttack(
-            classifier, norm=norm, eps=threat_model.eps, seed=seed, version="standard", device=images.device
-        )
+        attack = AutoAttack(network, norm=norm, eps=threat_model.eps, seed=seed, version="standard", device=images.device)
         attack.attacks_to_run = able
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         attack.square.n_queries = queries
         with _warnings_of(attack.logger, tell) as warnings:
             adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
+        if given != adversarial.dtype:  # rounding to it may lead out of the ball
+            adversarial = threat_model.project(adversarial, images.to(given))
         return adversarial.detach(), remarks + [f"on {len(images)} images at a time: {warning}" for warning in warnings]
 
 

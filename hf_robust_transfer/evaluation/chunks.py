@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ..atomic import replacing
 from ..attacks.eval_mode import untouched
 from ..data import Indexed, as_pixels, collate
+from ..errors import UsageError
 from ..threat_model import ThreatModel
 from .subject import Subject
 from .target import Attack, Target
@@ -80,8 +81,9 @@ def attack_in_chunks(
     """Run every task on every chunk that it is for.
 
     Chunk i belongs to process i modulo their number. Each task attacks the samples of the chunk that are classified
-    correctly, and what it finds is judged in float32: a sample counts as fooled when its adversarial image lies in the
-    threat model and is misclassified. One that only the attack held for fooled is attacked again, now in float32.
+    correctly, and what it finds is judged in float32: a sample counts as fooled when its adversarial image, moved into the
+    threat model where rounding left it beside, is misclassified. One that only the attack held for fooled is attacked
+    again, now in float32, and so is one whose adversarial image cannot be judged.
 
     Args:
         subject: what is attacked, and how.
@@ -91,8 +93,11 @@ def attack_in_chunks(
         progress: show a progress bar.
 
     Raises:
-        ValueError: a label that the classifier does not have, or pixels that are not in [0, 1].
+        UsageError: a label that the classifier does not have, pixels that are not in [0, 1], a radius larger than the
+            diagonal of their box, logits that are NaN, or an attack that leaves the threat model.
     """
+    for task in tasks:
+        task.threat_model.check_radius(subject.shape)
     state = PartialState()
     indexed = Indexed(dataset, len(subject.labels))
     size = subject.settings.chunk_size or len(indexed)
@@ -110,8 +115,7 @@ def attack_in_chunks(
             record = _begun(file, _identity(subject), batch["pixel_values"])
             images, labels, indices = (batch[name].to(subject.device) for name in ("pixel_values", "labels", "indices"))
             images = as_pixels(images)
-            with torch.no_grad():
-                clean = subject.exact(images).argmax(1)
+            clean = subject.predicted(images)
             record |= {"number": number, "labels": labels.tolist(), "clean": clean.tolist()}
             records.append(record)
             for task in tasks:
@@ -139,22 +143,20 @@ def _attack(attack: Attack, target: Target, clean: Tensor, rows: Tensor) -> dict
     predictions = clean.clone()
     remarks: list[str] = []
     if len(rows):
-        subject, threat_model = target.subject, target.threat_model
+        subject, labels = target.subject, target.labels
         adversarial, claimed, remarks = attack.run(target)
-        with torch.no_grad():
-            judged = subject.exact(adversarial).argmax(1)
-            denied = claimed & (judged == target.labels)
-            if denied.any():
-                again = {name: getattr(target, name)[denied] for name in ("images", "labels", "indices")}
-                attacked = attack.run(target._replace(subject=subject.in_float32(), **again))
-                adversarial[denied] = attacked.images
-                judged[denied] = subject.exact(attacked.images).argmax(1)
-        low, high = threat_model.bounds
-        allowed = threat_model.distance(adversarial, target.images) <= threat_model.eps + 1e-6
-        allowed &= ((adversarial >= low) & (adversarial <= high)).flatten(1).all(1)
-        predictions[rows] = torch.where(allowed, judged, target.labels)
-        if not allowed.all():
-            remarks = [*remarks, "examples outside the threat model did not count"]
+        judged, known = subject.judge(adversarial, target.images, target.threat_model)
+        again = ~known | (claimed & (judged == labels))
+        if again.any():
+            left = {name: getattr(target, name)[again] for name in ("images", "labels", "indices")}
+            target = target._replace(subject=subject.in_float32(), **left)
+            judged[again], known[again] = subject.judge(attack.run(target).images, target.images, target.threat_model)
+        if not known.all():
+            raise UsageError(
+                f"attack {attack.name!r} gave {int((~known).sum())} of {len(rows)} images that are NaN or outside the"
+                " threat model, where nothing can be judged: have it end with threat_model.project(adversarial, images)"
+            )
+        predictions[rows] = judged
     return {"predictions": predictions.tolist(), "seconds": time.perf_counter() - began, "remarks": remarks}
 
 

@@ -7,8 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 from ..attacks import early_stopping_pgd
+from ..attacks.eval_mode import untouched
 from ..data import as_pixels, collate
-from ..modeling.classifier import full_precision
 from ..threat_model import ThreatModel
 from .report import RobustnessReport, eps_text
 from .subject import Subject
@@ -87,10 +87,10 @@ def plot_examples(
         look_at: search among so many first samples.
     """
     batch = collate([{**dataset[index], "indices": index} for index in range(min(look_at, len(dataset)))])
-    classifier, labels = subject.classifier, subject.labels
+    classifier, labels = subject.exact, subject.labels
     images, truth, indices = (batch[name].to(subject.device) for name in ("pixel_values", "labels", "indices"))
     images = as_pixels(images)
-    with full_precision(classifier):
+    with untouched(subject.classifier):
         with torch.no_grad():
             rows = (classifier(images).argmax(1) == truth).nonzero()[:columns, 0]
         images, truth, indices = images[rows], truth[rows], indices[rows]

@@ -233,8 +233,7 @@ def _planned(subject: Subject, threat_model: ThreatModel, attacks: Sequence[Atta
         checks |= {f"{name} at a huge ε": Task(parse_attack(name), huge, chunks) for name in ("noise", "pgd-20")}
     curve: list[Task] = []
     if settings.curve_samples:
-        low, high = threat_model.bounds
-        widest = high - low if threat_model.norm == "linf" else float("inf")
+        widest = threat_model.widest(subject.shape)
         for eps in dict.fromkeys(min(factor * threat_model.eps, widest) for factor in CURVE_FACTORS):
             at = ThreatModel(threat_model.norm, eps, threat_model.bounds)
             curve.append(Task(pgd_20, at, -(-settings.curve_samples // size)))

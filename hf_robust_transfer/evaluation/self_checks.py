@@ -265,7 +265,7 @@ def vanishing_gradients(classifier: Classifier, batches: Sequence[tuple[Tensor, 
         for images, labels in batches
     ]
     largest = torch.cat([gradient.flatten(1).abs().amax(1) for gradient in gradients])
-    share = float((largest <= _VANISHING).double().mean())
+    share = float((~(largest > _VANISHING)).double().mean())  # a NaN is no gradient either
     return SelfCheck(
         "vanishing_gradients",
         share <= _MOST_VANISHING,

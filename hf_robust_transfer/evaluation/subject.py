@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks.eval_mode import Classifier
+from ..attacks.ascent import per_image
+from ..attacks.eval_mode import Classifier, untouched
 from ..data import as_pixels, collate
 from ..errors import UsageError
+from ..logits import logits_of
 from ..modeling.attack_copy import attack_copy, choose_precision
 from ..modeling.classifier import PixelClassifier, device_of, full_precision, weights_sha256
 from ..modeling.fingerprint import fingerprint
+from ..threat_model import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,42 @@ class Subject:
     def exact(self, images: Tensor) -> Tensor:
         """The logits of the classifier as it is, in float32: what is judged by."""
         with full_precision(self.classifier):
-            return self.classifier(images)
+            return _attached(logits_of(self.classifier, images), images)
+
+    def predicted(self, images: Tensor) -> Tensor:
+        """The classes that the classifier as it is predicts, int64 (B,).
+
+        Raises:
+            UsageError: logits that are NaN, which say nothing.
+        """
+        with torch.no_grad():
+            logits = self.exact(images)
+        unknown = int(logits.isnan().any(1).sum())
+        if unknown:
+            raise UsageError(
+                f"the classifier's logits are NaN for {unknown} of {len(images)} images: nothing can be said about it"
+                " before its weights and its forward pass are mended"
+            )
+        return logits.argmax(1)
+
+    def judge(self, adversarial: Tensor, images: Tensor, threat_model: ThreatModel) -> tuple[Tensor, Tensor]:
+        """The classes predicted for adversarial images, once each is moved into the threat model.
+
+        Attacks end beside it by what they round. An image that is farther off, or has a NaN, cannot be judged.
+
+        Args:
+            adversarial: what an attack gave for ``images``, (B, C, H, W).
+            images: the clean ones.
+            threat_model: what is allowed.
+
+        Returns:
+            The predictions, int64 (B,), and which of them count: not those of images that are too far off, bool (B,).
+        """
+        inside = threat_model.project(adversarial, images)
+        moved = threat_model.distance(adversarial, inside)
+        rounding = threat_model.widest(images.shape[1:]) * torch.finfo(torch.float32).eps
+        known = moved <= 1e-3 * threat_model.eps + rounding
+        return self.predicted(torch.where(per_image(known, images), inside, images)), known
 
     def in_float32(self) -> "Subject":
         """The same subject, attacked as it is judged."""
@@ -114,7 +152,7 @@ def make_ready(
         surrogate: another classifier of the same labels, which ``transfer`` crafts its examples on.
 
     Raises:
-        UsageError: no samples, or labels without names.
+        UsageError: no samples, labels without names, or a classifier that does not give a logit for each label.
 
     Example:
         >>> classifier = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -133,8 +171,12 @@ def make_ready(
     images = as_pixels(few["pixel_values"].to(device))
 
     def copied(model: nn.Module) -> Classifier:
-        return attack_copy(model, images, settings.precision, compiled=settings.compiled)
+        fast = attack_copy(model, images, settings.precision, compiled=settings.compiled)
+        return lambda shown: _attached(fast(shown), shown)
 
+    for model in (classifier, surrogate):
+        if model is not None:
+            _check_outputs(model, images, labels)
     fingerprints = [_fingerprint(model) for model in (classifier, surrogate) if model is not None]
     return Subject(
         classifier=classifier,
@@ -147,6 +189,24 @@ def make_ready(
         fingerprint=fingerprints[0],
         identity=" ".join(fingerprints),
     )
+
+
+def _attached(logits: Tensor, images: Tensor) -> Tensor:
+    """The same logits; where the classifier cut the graph to its images, with a gradient of zero.
+
+    So attacks run to their end, and the self-check of vanishing gradients says how it is.
+    """
+    if not images.requires_grad or logits.requires_grad:
+        return logits
+    return logits.clone() + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+def _check_outputs(classifier: nn.Module, images: Tensor, labels: Sequence[str]) -> None:
+    """See on a few images that a classifier gives a logit for each label."""
+    with torch.no_grad(), untouched(classifier), full_precision(classifier):
+        classes = logits_of(classifier, images).shape[1]
+    if classes != len(labels):
+        raise UsageError(f"the classifier has {classes} logits, but there are names of {len(labels)} labels")
 
 
 def _fingerprint(classifier: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from types import MethodType
 from typing import Any, NamedTuple
@@ -138,8 +138,11 @@ class PixelClassifier(nn.Module):
         return ClassifierOutput(logits, features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W) in [0, 1]."""
-        normalised = (images - self.mean.to(images.dtype)) / self.std.to(images.dtype)
+        """Logits (B, classes) of images (B, C, H, W) in [0, 1], of any floating type."""
+        if not images.is_floating_point():
+            raise UsageError(f"images are {images.dtype}: pass floating pixels, as as_pixels makes them of uint8")
+        dtype = torch.promote_types(images.dtype, torch.float32)  # to normalise in
+        normalised = ((images - self.mean.to(dtype)) / self.std.to(dtype)).to(self.model.dtype)
         return self._forward_through[0](pixel_values=normalised.contiguous(memory_format=torch.channels_last)).logits
 
     def outputs(self, images: Tensor) -> ClassifierOutput:
@@ -160,18 +163,48 @@ class PixelClassifier(nn.Module):
 @contextmanager
 def full_precision(classifier: nn.Module) -> Iterator[None]:
     """Run a classifier in float32: without autocast, without TF32, and without what `accelerate` puts around its model."""
-    allow_tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
     model = getattr(classifier, "model", classifier)
     patched = model.__dict__.get("forward")
     undo_mixed_precision(model)
     try:
-        with torch.autocast(device_of(classifier).type, enabled=False):
+        with without_tf32(), torch.autocast(device_of(classifier).type, enabled=False):
             yield
     finally:
-        torch.backends.cudnn.allow_tf32 = allow_tf32
         if patched is not None:
             model.forward = patched
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Have convolutions and matrix products of float32 computed in float32, and restore the settings on leaving.
+
+    By default NVIDIA's convolutions round their factors to TF32, which has 10 bits of a float32's 23, and a user may have
+    asked for TF32 or bfloat16 in matrix products too, also on CPUs.
+
+    Example:
+        >>> with without_tf32():
+        ...     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        (False, False)
+    """
+    backends: Any = torch.backends
+    cuda, cudnn, onednn = backends.cuda, backends.cudnn, backends.mkldnn
+    # Each kind of operation, with what it inherits its precision from where it has none of its own.
+    kinds = [(cuda.matmul, cudnn), (cudnn.conv, cudnn), (cudnn.rnn, cudnn)]
+    kinds += [(onednn.matmul, onednn), (onednn.conv, onednn), (onednn.rnn, onednn)]
+    with ExitStack() as undo:
+        for kind, parent in kinds:
+            precision = kind.fp32_precision
+            undo.callback(setattr, kind, "fp32_precision", "none" if precision == parent.fp32_precision else precision)
+        # The older settings too, for torch refuses to tell them while they disagree with the newer ones.
+        with suppress(RuntimeError):
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        with suppress(RuntimeError):
+            undo.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+            cudnn.allow_tf32 = False
+        for kind, _ in kinds:
+            kind.fp32_precision = "ieee"
+        yield
 
 
 def undo_mixed_precision(model: nn.Module) -> None:

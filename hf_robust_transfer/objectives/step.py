@@ -65,6 +65,7 @@ class TrainingStep:
             loss=loss,
             seed=self.seed,
             indices=self.indices,
+            check=False,
         )
 
 

@@ -89,10 +89,9 @@ def test_from_python_a_function_is_an_attack(network):
     assert robust(report, first.name) == robust(house, "pgd-20")
 
 
-def test_examples_outside_the_threat_model_do_not_count(network, own_module):
-    report = evaluate_robustness(network[0], network[1], LINF, [f"{own_module}:far"], **OPTIONS)
-    assert report.worst_case == report.clean
-    assert report.attacks[0].remarks == ["examples outside the threat model did not count"]
+def test_an_attack_that_leaves_the_threat_model_is_refused_and_its_examples_do_not_count_as_robust(network, own_module):
+    with pytest.raises(UsageError, match=rf"{own_module}:far.*30 of 30.*outside the threat model.*project"):
+        evaluate_robustness(network[0], network[1], LINF, [f"{own_module}:far"], **OPTIONS)
 
 
 def test_global_randomness_is_seeded_around_an_attack_and_left_as_it_was(network, own_module):

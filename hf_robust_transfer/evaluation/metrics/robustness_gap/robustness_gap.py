@@ -26,7 +26,8 @@ Returns:
         robust if its prediction is right and its adversarial prediction too.
 
 Raises:
-    ValueError: no samples, columns of different lengths, or a confidence level out of range.
+    ValueError: values that are no class indices (probabilities, say), no samples, columns of different lengths, or a
+        confidence level out of range.
 
 Example:
     >>> from hf_robust_transfer.evaluation.metrics import load_metric
@@ -71,30 +72,39 @@ class RobustnessGap(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
+            # Class indices; as int64, `datasets` would cut 0.9 down to 0 without a word.
             features=datasets.Features(
                 {
-                    "predictions": datasets.Value("int64"),
-                    "adversarial_predictions": datasets.Value("int64"),
-                    "references": datasets.Value("int64"),
+                    "predictions": datasets.Value("float64"),
+                    "adversarial_predictions": datasets.Value("float64"),
+                    "references": datasets.Value("float64"),
                 }
             ),
-            format="numpy",
             reference_urls=["https://arxiv.org/abs/1905.08232"],
         )
 
     def _compute(
         self,
-        predictions: np.ndarray,
-        adversarial_predictions: np.ndarray,
-        references: np.ndarray,
+        predictions: list[float],
+        adversarial_predictions: list[float],
+        references: list[float],
         confidence_level: float = 0.95,
     ) -> dict[str, float]:
         if len(references) == 0:
             raise ValueError("robustness_gap of no samples: pass at least one to compute, add or add_batch")
         if not 0 < confidence_level < 1:
             raise ValueError(f"confidence_level={confidence_level} must be between 0 and 1: 95 % is 0.95")
-        right = int((predictions == references).sum())
-        robust = int(((predictions == references) & (adversarial_predictions == references)).sum())
+        columns = [np.asarray(column, float) for column in (predictions, adversarial_predictions, references)]
+        for column in columns:
+            classes = np.isfinite(column) & (column >= 0) & (column == np.floor(column))
+            if not classes.all():
+                raise ValueError(
+                    f"{column[~classes][0]} is no class index: pass whole numbers from 0 on, of logits or probabilities the"
+                    " argmax"
+                )
+        clean, attacked, truth = columns
+        right = int((clean == truth).sum())
+        robust = int(((clean == truth) & (attacked == truth)).sum())
         fooled = right - robust
         interval = scipy.stats.binomtest(fooled, len(references)).proportion_ci(confidence_level, method="wilson")
         return {
