@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
+from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.randomness import sample_keys
 from hf_robust_transfer.threat_model import ThreatModel, parse_eps
 
@@ -47,7 +48,7 @@ def test_no_steps_whatever_the_gradients_leave_the_ball_or_the_box(situation, sc
         gradient = torch.randn(images.shape, generator=generator) * scale
         gradient[0] = 0
         adversarial = threat_model.project(adversarial + threat_model.step(gradient, step_size), images)
-        assert distances(adversarial, images, threat_model.norm).max() <= threat_model.eps + 1e-6
+        assert distances(adversarial, images, threat_model.norm).max() <= threat_model.eps
         assert adversarial.min() >= 0 and adversarial.max() <= 1
 
 
@@ -149,15 +150,63 @@ def test_a_random_start_is_allowed(situation):
     threat_model, images, _ = situation
     start = threat_model.random_start(images, sample_keys(0, torch.arange(len(images))))
     assert start.dtype == images.dtype
-    assert distances(start, images, threat_model.norm).max() <= threat_model.eps + 1e-6
+    assert distances(start, images, threat_model.norm).max() <= threat_model.eps
     assert start.min() >= 0 and start.max() <= 1
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+shapes = st.sampled_from([(1, 1, 1), (1, 28, 28), (3, 8, 8), (3, 32, 32), (3, 64, 64), (3, 224, 224), (3, 384, 384)])
+radii = st.sampled_from([0.0, 1e-12, 1e-6, 1e-4, 1 / 255, 8 / 255, 0.5, 1.0, 3.0, 5.0])
+
+
+@given(
+    shape=shapes | st.just((3, 512, 512)) | st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40)),
+    norm=norms,
+    eps=radii | st.floats(0, 1),
+    dtype=st.sampled_from(DTYPES),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60)
+def test_in_every_type_and_at_every_size_attacks_end_inside_the_ball(shape, norm, eps, dtype, scale, seed):
+    threat_model = ThreatModel(norm, min(eps, 1.0) if norm == "linf" else eps)
+    generator = torch.Generator().manual_seed(seed)
+    images = (torch.rand((2, *shape), generator=generator) * 1.4 - 0.2).clamp(0, 1).to(dtype)
+    away = scale * threat_model.eps * torch.randn(images.shape, generator=generator)
+    start = threat_model.random_start(images, sample_keys(seed, torch.arange(2)))
+    for ended in (start, threat_model.project((images + away).to(dtype), images), threat_model.project(1 - images, images)):
+        assert ended.dtype == dtype and ended.min() >= 0 and ended.max() <= 1
+        assert (distances(ended, images, norm) <= threat_model.eps).all()
+        assert torch.equal(threat_model.project(ended, images), ended)
+    clipped = threat_model.clip(away.to(dtype))
+    assert clipped.dtype == dtype and (distances(clipped, torch.zeros_like(clipped), norm) <= threat_model.eps).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_to_a_type_costs_no_more_than_a_step_of_it(dtype):
+    images = (torch.rand((4, 3, 8, 8)) * 0.8 + 0.1).to(dtype)
+    signs = (torch.rand(images.shape) - 0.5).sign().to(dtype)
+    threat_model = ThreatModel("linf", 0.1)
+    moved = (threat_model.project(images + signs, images).double() - images.double()).abs()
+    assert (moved >= 0.1 - torch.finfo(dtype).eps).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_in_a_gradient_gives_no_image_that_is_none(norm, value):
+    images = torch.full((2, 3, 2, 2), 0.5)
+    gradient = torch.ones_like(images)
+    gradient[0, 0, 0, 0] = value
+    threat_model = ThreatModel(norm, 0.1)
+    moved = threat_model.project(images + threat_model.step(gradient, 0.05), images)
+    assert moved.isfinite().all() and not torch.equal(moved[1], images[1])
 
 
 @given(situation=situations())
 def test_distance_is_that_of_the_norm(situation):
     threat_model, images, generator = situation
     other = torch.rand(images.shape, generator=generator)
-    measured = threat_model.distance(other, images).double()
+    measured = threat_model.distance(other, images)
     torch.testing.assert_close(measured, distances(other, images, threat_model.norm))
 
 
@@ -213,3 +262,11 @@ def test_an_unknown_norm_is_refused_and_the_known_ones_are_named():
 def test_empty_bounds_are_refused(bounds):
     with pytest.raises(ValueError, match="bounds"):
         ThreatModel("linf", 0.0, bounds=bounds)
+
+
+@pytest.mark.parametrize(("norm", "widest"), [("linf", 2.0), ("l2", 2 * 48**0.5)])
+def test_a_radius_beyond_the_diagonal_of_the_box_is_refused(norm, widest):
+    assert ThreatModel(norm, 1.0, bounds=(-1.0, 1.0)).widest((3, 4, 4)) == pytest.approx(widest)
+    ThreatModel("l2", 48**0.5).check_radius((3, 4, 4))
+    with pytest.raises(UsageError, match=r"eps=8 is larger than .*6\.928.*8/255"):
+        ThreatModel("l2", 8).check_radius((3, 4, 4))

@@ -18,6 +18,8 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 MEMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 # The DLR losses compare with the third (targeted: fourth) largest logit.
 _FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+# Square for l2 lays a grid of five squares over an image's side.
+_SMALLEST_FOR_SQUARE = 5
 
 
 def autoattack(
@@ -47,7 +49,7 @@ def autoattack(
 
     Returns:
         Images of the same shape and dtype, adversarial where an attack succeeded and clean elsewhere, and remarks: members
-        that cannot run with so few classes, and AutoAttack's own warnings.
+        that cannot run with so few classes or pixels, and AutoAttack's own warnings.
 
     Raises:
         UsageError: pixel bounds other than [0, 1], which AutoAttack cannot have, a classifier without gradients for
@@ -62,20 +64,17 @@ def autoattack(
     """
     if threat_model.bounds != (0.0, 1.0):
         raise UsageError(f"AutoAttack knows pixels in [0, 1] only, not in {list(threat_model.bounds)}")
-    devices = [images.device] if images.device.type == "cuda" else []
     images, labels, _, classify = checked_inputs(classifier, images, labels, threat_model)
+    devices = [images.device] if images.device.type == "cuda" else []
     given = images.dtype
     with torch.inference_mode(False), untouched(classifier), torch.random.fork_rng(devices):
         images, labels = images.detach().to(torch.promote_types(given, torch.float32), copy=True), labels.clone()
         with torch.enable_grad():
             seen = classify(images[:1].to(given).requires_grad_())
         classes = seen.shape[1]
-        able = [member for member in members if classes >= _FEWEST_CLASSES.get(member, 2)]
-        remarks = [
-            f"{member} was not run: it needs at least {_FEWEST_CLASSES[member]} classes, and there are {classes}"
-            for member in members
-            if member not in able
-        ]
+        unable = {member: _missing(member, classes, images.shape, threat_model.norm) for member in members}
+        remarks = [f"{member} was not run: it needs {missing}" for member, missing in unable.items() if missing]
+        able = [member for member in members if not unable[member]]
         if not able:
             return images.to(given), remarks
         if not seen.requires_grad and able != ["square"]:
@@ -94,6 +93,15 @@ def autoattack(
         if given != adversarial.dtype:  # rounding to it may lead out of the ball
             adversarial = threat_model.project(adversarial, images.to(given))
         return adversarial.detach(), remarks + [f"on {len(images)} images at a time: {warning}" for warning in warnings]
+
+
+def _missing(member: str, classes: int, shape: Sequence[int], norm: str) -> str:
+    """What a member needs of a classifier or its images and does not have; empty where it can run."""
+    if classes < _FEWEST_CLASSES.get(member, 2):
+        return f"at least {_FEWEST_CLASSES[member]} classes, and there are {classes}"
+    if member == "square" and norm == "l2" and min(shape[-2:]) < _SMALLEST_FOR_SQUARE:
+        return f"images of at least {_SMALLEST_FOR_SQUARE} pixels a side for l2, and they have {min(shape[-2:])}"
+    return ""
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def _identity(subject: Subject) -> str:
 
 def _begun(file: Path | None, settings: str, pixels: Tensor) -> dict[str, Any]:
     """The record that an earlier run left for these images with these settings, or a new one."""
-    digest = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(pixels.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
     new = {"settings": settings, "pixels": digest, "shape": list(pixels.shape[1:]), "tasks": {}}
     try:
         found = json.loads(file.read_text()) if file is not None else new

@@ -72,3 +72,11 @@ def test_autoattack_runs_with_few_classes_and_names_what_cannot(classes, left_ou
     named = [remark for remark in remarks if f"was not run: it needs at least {classes + 1} classes" in remark]
     assert [remark.partition(" ")[0] for remark in named] == (left_out if classes > 2 else left_out[:1])
     assert sum("was not run" in remark for remark in remarks) == len(left_out)
+
+
+def test_square_for_l2_says_that_it_needs_larger_images():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    images = torch.rand(4, 3, 4, 4)
+    attacked, remarks = autoattack(network, images, network(images).argmax(1), ThreatModel("l2", 0.5), members=["square"])
+    assert torch.equal(attacked, images)
+    assert remarks == ["square was not run: it needs images of at least 5 pixels a side for l2, and they have 4"]
