@@ -356,3 +356,31 @@ def test_in_fp16_the_attack_finds_the_gradient_of_confident_samples_too():
     full = pgd(classifier, images, labels, LINF, steps=1, random_start=False)
     agree = ((half - images).sign() == (full - images).sign()).float().mean()
     assert agree > 0.95
+
+
+def test_a_model_that_returns_an_output_is_attacked_as_its_logits_are(tiny, digit_batch):
+    model, _ = tiny("hf-vit")
+    images, labels = digit_batch()
+    for attack in (pgd, fgsm):
+        expected = attack(lambda shown: model(shown).logits, images, labels, LINF)
+        assert torch.equal(attack(model, images, labels, LINF), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type_do(classifier, digit_batch, dtype):
+    images, labels = digit_batch(dtype=torch.float64)
+    options = {"steps": 2, "indices": torch.arange(8, dtype=torch.int32)}
+    assert torch.equal(
+        pgd(classifier, images, labels.to(dtype), LINF, **options), pgd(classifier, images, labels, LINF, steps=2)
+    )
+
+
+def test_without_the_check_of_values_types_and_shapes_are_looked_at_all_the_same(classifier, digit_batch):
+    images, labels = digit_batch(dtype=torch.float64)
+    assert torch.equal(
+        pgd(classifier, images, labels, LINF, steps=2, check=False), pgd(classifier, images, labels, LINF, steps=2)
+    )
+    with pytest.raises(ValueError, match="labels"):
+        pgd(classifier, images, labels[:2], LINF, check=False)
+    with pytest.raises(ValueError, match="images lie between"):
+        pgd(classifier, 2 * images, labels, LINF)
