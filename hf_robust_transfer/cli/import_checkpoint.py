@@ -22,7 +22,7 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data import DataArguments, PixelDataset, load_evaluation_split
+from ..data import DataArguments, PixelDataset, listed, load_evaluation_split
 from ..errors import UsageError
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.chunks import attack_in_chunks
@@ -152,17 +152,15 @@ def _measured(
     """The accuracy on the data, in words; ``take_labels`` gives the model the data's names for its labels."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     classifier = PixelClassifier(model.to(state.device), processor)
-    images, split = load_evaluation_split(data_args, labels=classifier.labels, split=split)
-    names: list[str] = images.features["label"].names
-    if len(names) != model.num_labels:
-        raise UsageError(f"the data has the {len(names)} classes {', '.join(names)}, but the weights {model.num_labels}")
-    if not len(images):
-        raise UsageError(f"the {split} split has no image to measure accuracy on")
+    images, name = load_evaluation_split(data_args, labels=None if take_labels else classifier.labels, split=split)
     if take_labels:
-        label2id = {name: index for index, name in enumerate(names)}
+        names: list[str] = images.features["label"].names
+        if len(names) != model.num_labels:
+            raise UsageError(f"the data has the {len(names)} classes {listed(names)}, but the weights {model.num_labels}")
+        label2id = {label: index for index, label in enumerate(names)}
         model.config.update({"id2label": dict(enumerate(names)), "label2id": label2id, "label_names": names})
-    accuracy, guessing = _clean_accuracy(classifier, PixelDataset(images, processor, split))
-    words = f"clean accuracy {accuracy} on {len(images)} images of the {split} split, with its 95 % Wilson interval"
+    accuracy, guessing = _clean_accuracy(classifier, PixelDataset(images, processor, name))
+    words = f"clean accuracy {accuracy} on {len(images)} images of the {name} split, with its 95 % Wilson interval"
     if accuracy.lower <= guessing:
         words += (
             f"\nWARNING: that is not clearly better than guessing the most frequent class, {guessing:.1%}. Probably the"

@@ -2,21 +2,27 @@
 
 import hashlib
 import mmap
-from collections.abc import Callable
-from functools import partial
+import operator
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image, Value
 from PIL import Image as PILImage
 from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
+from transformers.utils import logging
 
 from ..errors import UsageError
+from .arguments import listed
+from .decoding import to_rgb
+
+logger = logging.get_logger(__name__)
 
 
 def to_pixels(processor: BaseImageProcessor) -> Callable[[PILImage.Image], Tensor]:
@@ -43,10 +49,12 @@ def _processed(processor: BaseImageProcessor, image: PILImage.Image) -> Tensor:
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Images as [0, 1] pixels at a model's resolution, with their labels.
 
-    Grey, palette and RGBA images of any size become RGB ones, as `transformers` pipelines do it.
+    Images of any size and mode become RGB ones as a viewer shows them, which `to_rgb` tells; what it cannot read is
+    refused.
 
     Args:
-        split: a data set with the columns ``image`` and ``label``, as `load_image_splits` gives it.
+        split: a data set with the columns ``image`` and ``label``, as `load_image_splits` gives it: a `ClassLabel`, or
+            integers from 0. The names of a `ClassLabel` must be those of the model's labels wherever the two meet.
         processor: the model's image processor.
         name: what to call the split in an error.
 
@@ -55,7 +63,8 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     kept in memory, which worker processes share, as long as all of them take no more than ``KEEP_BYTES`` (2 GiB).
 
     Raises:
-        ValueError: on reading an image that cannot be decoded; the message names its file and row.
+        UsageError: columns of another kind or a missing label; on reading an image that cannot be decoded, where the
+            message names its file and row.
 
     Example:
         >>> from hf_robust_transfer.modeling import create_model
@@ -69,12 +78,17 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train") -> None:
         self.name = name
-        self.fingerprint = hashlib.sha256(f"{split._fingerprint} {processor.to_json_string()}".encode()).hexdigest()
+        self.label_names, self.labels = _labels_of(split, name)
         self._kept: tuple[Tensor, Tensor] | None = None  # all images, and which of them are there
-        self.labels: list[int] = list(split["label"])
         self._encoded = split.cast_column("image", Image(decode=False))
-        self._decoder = Image(mode="RGB")
+        self._decoder = Image()
         self._to_pixels = to_pixels(processor)
+        self._processing = processor.to_json_string()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that items follow from: the images' own content, their labels and the processor."""
+        return hashlib.sha256(f"{self.content_sha256} {self._processing}".encode()).hexdigest()
 
     @property
     def in_memory(self) -> bool:
@@ -110,20 +124,26 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _decode(self, row: int) -> PILImage.Image:
         encoded = self._encoded[row]["image"]
+        file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
         try:
             if encoded is None:
                 raise UsageError("there is none")
-            return self._decoder.decode_example(encoded)
-        except (OSError, SyntaxError, ValueError, TypeError) as error:  # what Pillow raises for damaged files
-            file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
-            raise UsageError(f"image in row {row} of the {self.name} split{file} cannot be read: {error}") from error
+            image = self._decoder.decode_example(encoded)
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its preview
+                logger.warning(f"image in row {row} of the {self.name} split{file} has several frames: the first is used")
+            return to_rgb(image)
+        except Exception as error:  # for damaged files Pillow raises nearly anything
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise UsageError(f"image in row {row} of the {self.name} split{file} cannot be read: {reason}") from error
 
+    @cached_property
     def content_sha256(self) -> str:
         """A hash of the encoded images and their labels, in their order: the same wherever they lie."""
         digest = hashlib.sha256()
         for row, label in enumerate(self.labels):
             encoded = self._encoded[row]["image"] or {}
-            content = encoded.get("bytes") or (Path(encoded["path"]).read_bytes() if encoded.get("path") else b"")
+            file = Path(encoded.get("path") or "")
+            content = encoded.get("bytes") or (file.read_bytes() if file.is_file() else str(file).encode())
             digest.update(f"{label} {len(content)} ".encode())
             digest.update(content)
         return digest.hexdigest()
@@ -139,6 +159,28 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self._remembered(row)
 
 
+def _labels_of(split: Dataset, name: str) -> tuple[list[str] | None, list[int]]:
+    """The names of the labels, where they have any, and the label of each image."""
+    for column in ("image", "label"):
+        if column not in split.column_names:
+            raise UsageError(f"the {name} split has no column {column!r}, only {listed(split.column_names)}: rename one")
+    if not isinstance(split.features["image"], Image):
+        raise UsageError(f"the column 'image' of the {name} split holds {split.features['image']}, not images")
+    feature = split.features["label"]
+    if not isinstance(feature, ClassLabel) and not (isinstance(feature, Value) and "int" in feature.dtype):
+        raise UsageError(
+            f"the column 'label' of the {name} split holds {feature}, not numbers of classes: class_encode_column('label')"
+            " makes them of names"
+        )
+    labels = list(split["label"])
+    missing = [row for row, label in enumerate(labels) if label is None or label < 0]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {len(labels)} images of the {name} split have no label, row {missing[0]} first"
+        )
+    return list(feature.names) if isinstance(feature, ClassLabel) else None, labels
+
+
 def _shared(shape: tuple[int, ...]) -> Tensor:
     """Zeros that forked processes see each other write to, uint8. Unlike torch's shared memory it needs no /dev/shm."""
     return torch.from_numpy(np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=np.uint8)).view(shape)
@@ -150,25 +192,47 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         dataset: yields dictionaries, with a label in ``labels`` where it is known.
         num_labels: how many labels the model has.
+        names: of these labels; a data set that knows its own, as `PixelDataset` does, must have the same.
 
     Raises:
-        ValueError: on reading an item whose label the model does not have.
+        UsageError: the names differ; on reading, an item whose label the model does not have.
     """
 
-    def __init__(self, dataset: Any, num_labels: int) -> None:
+    def __init__(self, dataset: Any, num_labels: int, names: Sequence[str] | None = None) -> None:
         self.dataset, self.num_labels = dataset, num_labels
+        own = getattr(dataset, "label_names", None)
+        if own is not None and names is not None and list(own) != list(names) and not _unnamed(names):
+            images = f"{getattr(dataset, 'name', 'given')} images"
+            raise UsageError(
+                f"the model has the labels {listed(names)}, the {images} {listed(own)}: give the images the model's labels"
+                " with hf_robust_transfer.data.as_labels_of(split, labels), or the model a head for theirs with"
+                " load_model(…, id2label=…)"
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {**self.dataset[index], "indices": index}
-        if not 0 <= int(item.get("labels", 0)) < self.num_labels:
+        label = _whole(item.get("labels", 0), "labels")
+        if not 0 <= label < self.num_labels:
             raise UsageError(
-                f"sample {index} has label {int(item['labels'])}, but the model's head has {self.num_labels} labels:"
+                f"sample {index} has label {label}, but the model's head has {self.num_labels} labels:"
                 " load the model with load_model(…, id2label=…) to give it a head for these labels"
             )
         return item
+
+
+def _unnamed(names: Sequence[str]) -> bool:
+    """Whether these are the names that `transformers` makes up."""
+    return list(names) == [f"LABEL_{index}" for index in range(len(names))]
+
+
+def _whole(value: Any, name: str) -> int:
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} must be one integer per sample, not {value!r}") from None
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -181,11 +245,15 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
         Tensors by the items' names. Pixels that are uint8 stay so on their way to the device, for `as_pixels` there.
 
     Raises:
-        ValueError: pixels of another type than uint8 or a floating one, or outside [0, 1]: normalised, or 0.0 … 255.0.
+        UsageError: pixels of another type than uint8 or a floating one, or outside [0, 1]: normalised, or 0.0 … 255.0;
+            images of several shapes; labels that are no integers.
     """
     batch = {}
     if "pixel_values" in items[0]:
         each = [torch.as_tensor(item["pixel_values"]) for item in items]
+        shapes = {tuple(pixels.shape) for pixels in each}
+        if len(shapes) > 1:
+            raise UsageError(f"pixel_values of one batch have the shapes {listed(sorted(shapes))}: make them the same")
         same = len({pixels.dtype for pixels in each}) == 1
         pixels = batch["pixel_values"] = torch.stack(each if same else [as_pixels(pixels) for pixels in each])
         if pixels.dtype != torch.uint8 and not (
@@ -197,7 +265,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
             )
     for name in ("labels", "indices"):
         if name in items[0]:
-            batch[name] = torch.tensor([int(item[name]) for item in items])
+            batch[name] = torch.tensor([_whole(item[name], name) for item in items])
     return batch
 
 

@@ -1,62 +1,28 @@
-"""Load a data set, choose its splits, classes and subsets."""
+"""Choose the splits, classes and subsets of a data set."""
 
-import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Sequence as SequenceFeature, Value, load_dataset
+from datasets import Dataset, DatasetDict, Image
+from transformers.utils import logging
 
 from ..errors import UsageError
+from .arguments import DataArguments, listed
+from .folders import SPLIT_WORDS, split_of
+from .labels import (
+    UNLABELLED,
+    as_labels_of,
+    check_label_column,
+    choose_classes,
+    is_numbered,
+    with_classes,
+    with_labels,
+)
+from .loading import load_splits
 
-_VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-
-
-@dataclass
-class DataArguments:
-    """Which images to use; the names follow the image-classification example of `transformers`."""
-
-    group: ClassVar[str] = "parameters that control the data"
-
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "A data set's Hub name, or a local folder that `datasets` can load (parquet, images)."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
-    train_dir: str | None = field(default=None, metadata={"help": "A folder of training images, a subfolder per class."})
-    validation_dir: str | None = field(default=None, metadata={"help": "A folder of validation images, likewise."})
-    test_dir: str | None = field(default=None, metadata={"help": "A folder of test images, likewise."})
-    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "The column with the labels."})
-    classes: list[str] | None = field(default=None, metadata={"help": "Use these classes only, in this order."})
-    train_val_split: float = field(
-        default=0.15, metadata={"help": "Share of the training images to validate on where no validation split exists."}
-    )
-    samples_per_class: int | None = field(
-        default=None, metadata={"help": "Use at most so many training images of each class, chosen by the seed."}
-    )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use at most so many training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use at most so many validation images."})
-    max_test_samples: int | None = field(default=None, metadata={"help": "Use at most so many test images."})
-
-    def __post_init__(self) -> None:
-        if not 0 < self.train_val_split < 1:
-            raise UsageError(f"--train_val_split {self.train_val_split} must be between 0 and 1")
-        for name in ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"--{name} {getattr(self, name)} must be at least 1")
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """The options that say where evaluation images come from, but for those at their defaults."""
-        subset = ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples")
-        return {
-            option.name: getattr(self, option.name)
-            for option in fields(self)
-            if option.name not in subset and getattr(self, option.name) != option.default
-        }
+logger = logging.get_logger(__name__)
 
 
 class ImageSplits(NamedTuple):
@@ -78,45 +44,55 @@ def load_image_splits(arguments: DataArguments, *, seed: int = 0, **load_options
 
     Args:
         arguments: which data, columns, classes and numbers of samples.
-        seed: of the validation split and of every subset.
+        seed: of every subset and, where the arguments have no other, of the validation split.
         load_options: passed on to `datasets.load_dataset` (``token``, ``cache_dir``, …).
 
     Returns:
         The splits, each with the columns ``image`` and ``label``, the label a `ClassLabel`.
 
     Raises:
-        ValueError: nothing to load, or whatever `choose_splits` raises.
+        UsageError: nothing to load, or whatever `choose_splits` raises.
     """
-    return choose_splits(_load(arguments, load_options), arguments, seed=seed)
+    return choose_splits(load_splits(arguments, load_options), arguments, seed=seed)
 
 
 def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
     """Choose columns, classes, splits and subsets of a data set that is loaded already.
+
+    A validation or test split without a label is left out with a warning.
 
     Args:
         splits: the data set's own splits, ``train`` at least.
         arguments, seed: as for `load_image_splits`.
 
     Raises:
-        ValueError: a missing split or column, an unknown class, or a class without a training image.
+        UsageError: a missing split or column, an unknown class, fewer than two, one without a training image, one that only
+            another split has, or images without a label.
     """
-    if "train" not in splits:
+    own = {name: found for name in SPLIT_WORDS if (found := _called(splits, name)) is not None}
+    if "train" not in own:
         raise UsageError(f"the data set has no training split, only {', '.join(splits)}: give --train_dir")
-    splits = DatasetDict({name: _tidy(split, arguments) for name, split in splits.items()})
+    tidy = {name: _tidy(splits[each], arguments) for name, each in own.items()}
+    chosen, labels = with_classes(tidy, arguments.label_map)
     if arguments.classes is not None:
-        splits = _choose_classes(splits, arguments.classes)
-    labels: list[str] = splits["train"].features["label"].names
-    for name, split in splits.items():
+        chosen = {name: choose_classes(split, arguments.classes, labels) for name, split in chosen.items()}
+        labels = list(arguments.classes)
+    chosen = {name: split for name, split in chosen.items() if name == "train" or _has_labels(split, name)}
+    for name, split in chosen.items():
         _check_labelled(split, name)
-        if split.features["label"].names != labels:
+        new = split.features["label"].names[len(labels) :]
+        if set(split["label"]) & set(range(len(labels), len(labels) + len(new))):
             raise UsageError(
-                f"the {name} split has the classes {split.features['label'].names}, the training split {labels}"
+                f"the {name} split has images of the classes {listed(new)}, which the training split does not have, only"
+                f" {listed(labels)}: rename them with --label_map, or choose with --classes"
             )
+        chosen[name] = split if not new else with_labels(split, split["label"], labels)
+    if len(labels) < 2:
+        raise UsageError(f"the data has one class only, {listed(labels)}: a classifier needs two or more")
 
-    train, test = splits["train"], splits.get("test")
-    validation = next((splits[name] for name in _VALIDATION_NAMES if name in splits), None)
+    train, validation, test = chosen["train"], chosen.get("validation"), chosen.get("test")
     if validation is None:
-        train, validation = _split_off(train, arguments.train_val_split, seed)
+        train, validation = _split_off(train, arguments.train_val_split, _seed_of_split(arguments, seed))
     if arguments.samples_per_class is not None:
         train = _per_class(train, arguments.samples_per_class, seed)
     train = _at_most(train, arguments.max_train_samples, seed)
@@ -126,7 +102,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
     absent = sorted(set(range(len(labels))) - set(train["label"]))
     if absent:
         raise UsageError(
-            f"no training image of {', '.join(labels[label] for label in absent)}: add some, raise --max_train_samples, or"
+            f"no training image of {listed(labels[label] for label in absent)}: add some, raise --max_train_samples, or"
             " leave the class out with --classes"
         )
     return ImageSplits(train, validation, test, labels)
@@ -135,7 +111,7 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
 def load_evaluation_split(
     arguments: DataArguments,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | None,
     split: str | None = None,
     seed: int = 0,
     subset_seed: int | None = None,
@@ -145,11 +121,12 @@ def load_evaluation_split(
 
     Args:
         arguments: which data, columns and classes, and ``max_eval_samples``.
-        labels: the model's, in its order. Where the data has them all by name it is reduced to these classes, in this
-            order; else it must have as many classes, which are taken to be the model's in their order.
+        labels: the model's, in its order, which the data's classes are mapped to by name, as `match_labels` does it; the
+            images' labels are the model's then. None for the data's own.
         split: which split; by default the test split, else the validation split, else the part of the training images
-            that `choose_splits` sets aside for validation with this seed, which is ``validation``, too.
-        seed: of that part.
+            that `choose_splits` sets aside for validation with this seed, which is ``validation``, too. Splits without a
+            label are passed over with a warning.
+        seed: of that part, where the arguments have no other.
         subset_seed: of the choice of at most ``max_eval_samples``; by default the same.
         load_options: passed on to `datasets.load_dataset`.
 
@@ -157,67 +134,106 @@ def load_evaluation_split(
         The images, with the columns ``image`` and ``label``, and the split's name.
 
     Raises:
-        ValueError: no such split or column, labels that do not agree with the model's, or images without a label.
+        UsageError: no such split or column, labels that do not agree with the model's, or images without a label.
     """
-    splits = _load(arguments, load_options)
-    set_aside = split == "validation" and "train" in splits and not splits.keys() & {"test", *_VALIDATION_NAMES}
-    if split is not None and split not in splits and not set_aside:
-        raise UsageError(f"--split {split}: the data set has no such split, only {', '.join(splits)}")
-    name = split or next((name for name in ("test", *_VALIDATION_NAMES) if name in splits), None)
-    if name is None or set_aside:
-        name, chosen = "validation", choose_splits(splits, replace(arguments, max_eval_samples=None), seed=seed).validation
-    else:
+    splits = load_splits(arguments, load_options)
+    name = _labelled_split(splits, split, arguments)
+    if name is not None:
         chosen = _tidy(splits[name], arguments)
-    wanted = list(arguments.classes or labels)
-    names = chosen.features["label"].names
-    if set(wanted) <= set(names) and wanted != names:
-        chosen = _choose_classes(DatasetDict({name: chosen}), wanted)[name]
-    elif len(names) != len(labels):
-        raise UsageError(
-            f"the model has the {len(labels)} labels {', '.join(labels)}, but the data the {len(names)} classes"
-            f" {', '.join(names)}: choose with --classes, in the model's order"
-        )
-    _check_labelled(chosen, name)
-    return _at_most(chosen, arguments.max_eval_samples, seed if subset_seed is None else subset_seed), name
+        numbered = is_numbered(chosen) and not arguments.label_map
+        if arguments.label_map is not None:
+            chosen = _renamed(splits, name, chosen, arguments)
+    else:
+        name = "validation"
+        chosen = _set_aside(splits, arguments, labels, seed)
+        numbered = is_numbered(_tidy(splits[str(_called(splits, "train"))], arguments)) and not arguments.label_map
+    if labels is None:
+        labels = arguments.classes or _own_classes(splits, name, chosen, arguments)
+    images = as_labels_of(chosen, labels, classes=arguments.classes, numbered=numbered)
+    _check_labelled(images, name)
+    if not len(images):
+        raise UsageError(f"the {name} split has no image of these classes: choose another with --split")
+    return _at_most(images, arguments.max_eval_samples, seed if subset_seed is None else subset_seed), name
+
+
+def _labelled_split(splits: DatasetDict, wanted: str | None, arguments: DataArguments) -> str | None:
+    """The split to evaluate on, or None for a part of the training images."""
+    if wanted is None:
+        found = [_called(splits, "test"), _called(splits, "validation")]
+    else:
+        role = split_of(wanted)
+        found = [wanted if wanted in splits else role and _called(splits, role)]
+    may_be_set_aside = wanted in (None, "validation")
+    for name in found:
+        if name is not None and (not may_be_set_aside or _has_labels(_tidy(splits[name], arguments), name)):
+            return name
+    if wanted is not None and not (may_be_set_aside and _called(splits, "train")):
+        raise UsageError(f"--split {wanted}: the data set has no such split, only {', '.join(splits)}")
+    return None
+
+
+def _renamed(splits: DatasetDict, name: str, chosen: Dataset, arguments: DataArguments) -> Dataset:
+    """A split with its classes renamed, some of which only the training split may have."""
+    train = _called(splits, "train")
+    others = {} if train in (None, name) else {"train": _tidy(splits[train], arguments)}
+    return with_classes({"chosen": chosen, **others}, arguments.label_map)[0]["chosen"]
+
+
+def _set_aside(splits: DatasetDict, arguments: DataArguments, labels: Sequence[str] | None, seed: int) -> Dataset:
+    """The part of the training images that training with these labels does not see."""
+    train = _called(splits, "train")
+    whole = replace(arguments, samples_per_class=None, max_train_samples=None, max_eval_samples=None)
+    if train is not None and labels is not None:
+        _, own = with_classes({"train": _tidy(splits[train], arguments)}, arguments.label_map)
+        if set(labels) <= set(own):  # those that training chose of them, whatever is to be evaluated
+            whole = replace(whole, classes=None if own == list(labels) else list(labels))
+    alone = splits if train is None else DatasetDict({"train": splits[train]})
+    return choose_splits(alone, whole, seed=seed).validation
+
+
+def _own_classes(splits: DatasetDict, name: str, chosen: Dataset, arguments: DataArguments) -> list[str]:
+    """The classes of the data set as training numbers them."""
+    first = _called(splits, "train")
+    tidy = {} if first is None else {"train": _tidy(splits[first], arguments)}
+    return with_classes(tidy or {name: chosen}, arguments.label_map)[1]
+
+
+def _called(splits: DatasetDict, role: str) -> str | None:
+    """The split that is called train, validation or test, in this or another way of writing."""
+    named = [name for name in splits if split_of(name) == role]
+    return min(named, key=lambda name: name != role, default=None)
+
+
+def _seed_of_split(arguments: DataArguments, seed: int) -> int:
+    return seed if arguments.split_seed is None else arguments.split_seed
+
+
+def _has_labels(split: Dataset, name: str) -> bool:
+    """Whether any image of a split has a label; says so where none has."""
+    known = any(label not in (None, "") and (isinstance(label, str) or label >= 0) for label in split["label"])
+    if not known:
+        logger.warning(f"the {name} split is left out: none of its {len(split)} images has a label")
+    return known
 
 
 def _check_labelled(split: Dataset, name: str) -> None:
-    unlabelled = sum(label is None or label < 0 for label in split["label"])
+    unlabelled = sum(label == UNLABELLED for label in split["label"])
     if unlabelled:
         raise UsageError(
             f"{unlabelled} of {len(split)} images of the {name} split have no label: remove them, or the split"
         )
 
 
-def _load(arguments: DataArguments, options: dict[str, Any]) -> DatasetDict:
-    folders = {"train": arguments.train_dir, "validation": arguments.validation_dir, "test": arguments.test_dir}
-    given = {split: folder for split, folder in folders.items() if folder is not None}
-    for split, folder in given.items():
-        if not Path(folder).is_dir():
-            raise UsageError(f"--{split}_dir {folder} is not a folder")
-    if (arguments.dataset_name is None) == (not given):
-        raise UsageError("give either --dataset_name or --train_dir, to say which images to use")
-    try:
-        if given:
-            return load_dataset(
-                "imagefolder", data_files={split: f"{glob.escape(folder)}/**" for split, folder in given.items()}
-            )
-        loaded = load_dataset(arguments.dataset_name, arguments.dataset_config_name, **options)
-    except (OSError, ValueError, RuntimeError) as error:  # each a base class of what `datasets` and the Hub client raise
-        raise UsageError(
-            f"the data set {arguments.dataset_name or given} cannot be loaded: {str(error).strip().partition(chr(10))[0]}"
-        ) from error
-    return loaded
-
-
 def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
-    """Keep the image and the label, under those names, the label as a ClassLabel."""
+    """Keep the image and the label, under those names."""
     for flag, column in (("image", arguments.image_column_name), ("label", arguments.label_column_name)):
         if column not in split.column_names:
             raise UsageError(
                 f"--{flag}_column_name {column}: the data set has no such column, only {', '.join(split.column_names)}"
-                + ("; a folder of images needs a subfolder per class" if arguments.train_dir and flag == "label" else "")
+                + ("; a folder of images needs a subfolder per class" if flag == "label" else "")
             )
+    if arguments.image_column_name == arguments.label_column_name:
+        raise UsageError(f"--label_column_name {arguments.label_column_name} is the column of the images")
     split = split.select_columns([arguments.image_column_name, arguments.label_column_name])
     split = split.rename_columns(
         {arguments.image_column_name: "image", arguments.label_column_name: "label"}
@@ -228,39 +244,21 @@ def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
         raise UsageError(
             f"--image_column_name {arguments.image_column_name}: the column holds {split.features['image']}, not images"
         )
-    label = split.features["label"]
-    if isinstance(label, ClassLabel):
-        return split
-    if isinstance(label, SequenceFeature | dict) or not isinstance(label, Value):
-        raise UsageError(
-            f"--label_column_name {arguments.label_column_name}: the column holds {label}, not one label per image"
-        )
-    return split.class_encode_column("label")
-
-
-def _choose_classes(splits: DatasetDict, classes: Sequence[str]) -> DatasetDict:
-    known = splits["train" if "train" in splits else next(iter(splits))].features["label"].names
-    if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(known):
-        raise UsageError(f"--classes {' '.join(classes)}: use two or more different ones of {', '.join(known)}")
-    chosen = {}
-    for split_name, split in splits.items():
-        names = split.features["label"].names  # labels that were text are numbered anew in each split
-        new_labels = [classes.index(names[label]) if names[label] in classes else None for label in split["label"]]
-        rows = [row for row, label in enumerate(new_labels) if label is not None]
-        chosen[split_name] = (
-            split.select(rows)
-            .remove_columns("label")
-            .add_column("label", [new_labels[row] for row in rows])
-            .cast_column("label", ClassLabel(names=list(classes)))
-        )
-    return DatasetDict(chosen)
+    check_label_column(split.features["label"], arguments.label_column_name)
+    return split
 
 
 def _split_off(train: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
     try:
         parts = train.train_test_split(share, seed=seed, stratify_by_column="label")
     except ValueError:  # too few images of some class to stratify by
-        parts = train.train_test_split(share, seed=seed)
+        try:
+            parts = train.train_test_split(share, seed=seed)
+        except ValueError:
+            raise UsageError(
+                f"--train_val_split {share} leaves nothing of {len(train)} training images on one side: give another share,"
+                " or --validation_dir"
+            ) from None
     return parts["train"], parts["test"]
 
 

@@ -99,7 +99,7 @@ def attack_in_chunks(
     for task in tasks:
         task.threat_model.check_radius(subject.shape)
     state = PartialState()
-    indexed = Indexed(dataset, len(subject.labels))
+    indexed = Indexed(dataset, len(subject.labels), subject.labels)
     size = subject.settings.chunk_size or len(indexed)
     chunks = [range(first, min(first + size, len(indexed))) for first in range(0, len(indexed), size)]
     own = range(state.process_index, len(chunks), state.num_processes)

@@ -11,7 +11,7 @@ from evaluate.evaluator.base import Evaluator
 from torch import Tensor
 from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
 
-from ..data import PixelDataset
+from ..data import PixelDataset, as_labels_of, check_data_set_name, check_label_column, with_labels
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..threat_model import ThreatModel
@@ -87,7 +87,8 @@ class RobustnessEvaluator(Evaluator):
             confidence_level, n_resamples, random_state: of the bootstrap.
             device: -1 for the CPU, else the number of the GPU; by default the first GPU, if there is one.
             input_column, label_column: the columns of images and labels.
-            label_mapping: from the model's label names to the labels in the data, by default the indices of both.
+            label_mapping: from the model's label names to the labels in the data; by default they are matched by name, and
+                plain integers count the model's labels.
 
         Returns:
             The metric's values, and time: ``total_time_in_seconds``, ``samples_per_second``, ``latency_in_seconds``.
@@ -97,21 +98,23 @@ class RobustnessEvaluator(Evaluator):
         """
         if tokenizer is not None:
             raise UsageError("an image classifier has no tokenizer: leave it out")
+        if isinstance(data, str):
+            check_data_set_name(data, "data=")
         loaded: Dataset = self.load_data(data=data, subset=subset, split=split)
         self.check_required_columns(loaded, {"input_column": input_column, "label_column": label_column})
         classifier, processor = self._classifier(model_or_pipeline, feature_extractor, device)
-        labels = list(loaded[label_column])
+        images = loaded.select_columns([input_column, label_column]).rename_columns(
+            {old: new for old, new in ((input_column, "image"), (label_column, "label")) if old != new}
+        )
         if label_mapping is not None:
+            labels = list(images["label"])
             index_of = {label_mapping[name]: index for index, name in enumerate(classifier.labels)}
             if not set(labels) <= set(index_of):
                 raise UsageError(f"label_mapping does not lead to the labels {sorted(set(labels) - set(index_of))}")
-            labels = [index_of[label] for label in labels]
-        if not all(isinstance(label, int) for label in labels):
-            raise UsageError(f"label_column={label_column!r} holds other things than class indices: pass label_mapping")
-        images = loaded.select_columns([input_column]).rename_columns(
-            {input_column: "image"} if input_column != "image" else {}
-        )
-        images = images.add_column("label", labels)
+            images = with_labels(images, [index_of[label] for label in labels], classifier.labels)
+        else:
+            check_label_column(images.features["label"], label_column)
+            images = as_labels_of(images, classifier.labels, remedy="label_mapping")
 
         task = Task(self.attack, self.threat_model)
         began = perf_counter()

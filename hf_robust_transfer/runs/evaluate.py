@@ -1,5 +1,6 @@
 """Evaluate a checkpoint from its name to its report, as the recipes do."""
 
+import os
 import shutil
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -196,7 +197,7 @@ def _evaluate_checkpoint(
         model_name=shown(name),
         data_name=shown(_name_of(data)),
         split=split,
-        data_options=_shown_options(data),
+        data_options=_shown_options(data, split, trained_seed),
         surrogate_name=None if args.surrogate is None else shown(args.surrogate),
         folder=progress_dir,
     )
@@ -228,20 +229,29 @@ def _name_of(data: DataArguments) -> str:
     return data.dataset_name or data.test_dir or data.validation_dir or str(data.train_dir)
 
 
-def _shown_options(data: DataArguments) -> dict[str, Any]:
-    """The options with which others load the data again: without the places where local folders lie."""
-    places = ("dataset_name", "train_dir", "validation_dir", "test_dir")
-    return {name: shown(value) if name in places else value for name, value in data.source.items()}
+def _shown_options(data: DataArguments, split: str, seed: int) -> dict[str, Any]:
+    """The options with which others load the data again: without the places where local folders lie.
+
+    The images to validate on may be a part of the training images that has no name in the data: these tell which.
+    """
+    made = {"train_val_split": data.train_val_split, "split_seed": seed if data.split_seed is None else data.split_seed}
+    source = data.source | (made if split == "validation" else {})
+    return {name: shown(value) if name in data.places else value for name, value in source.items()}
 
 
 def _data(given: DataArguments, trained_for: TrainedFor) -> DataArguments:
-    """The data as given, or else the data of training with what was given changed."""
-    if given.dataset_name or given.train_dir or given.validation_dir or given.test_dir:
-        return given
-    if trained_for.data is None:
-        raise UsageError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
+    """The data as given, or else the data of training with what was given changed.
+
+    Where both are the same they are split as for training, or images of training would be among those to validate on.
+    """
     known = {option.name for option in fields(DataArguments)}  # another version may have noted more
-    return replace(given, **{name: value for name, value in trained_for.data.items() if name in known} | given.source)
+    trained_on = {name: value for name, value in (trained_for.data or {}).items() if name in known}
+    places = given.places.items()
+    if any(os.path.realpath(place) != os.path.realpath(trained_on.get(option, "")) for option, place in places):
+        return given
+    if not trained_on:
+        raise UsageError("the checkpoint does not say what it was trained on: give --dataset_name or --test_dir")
+    return replace(given, **trained_on | given.source)
 
 
 def _output_dir(args: EvaluationArguments, name: str) -> Path:

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerState, set_seed
 
 from ..atomic import write_json
-from ..data import DataArguments, ImageSplits, PixelDataset
+from ..data import DataArguments, ImageSplits, PixelDataset, listed
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint
@@ -55,10 +55,11 @@ def train_and_evaluate(
     Raises:
         ValueError: the model's labels are not the data's, an image cannot be read, or whatever `RobustTrainer` raises.
     """
-    if model.num_labels != len(splits.labels):
+    labels = PixelClassifier(model, processor).labels
+    if labels != splits.labels:
         raise UsageError(
-            f"the model's head has {model.num_labels} labels, the data set {len(splits.labels)}"
-            f" ({', '.join(splits.labels)}): replace the head with load_model(…, id2label=…)"
+            f"the model's head has {len(labels)} labels ({listed(labels)}), the data set {len(splits.labels)}"
+            f" ({listed(splits.labels)}): replace the head with load_model(…, id2label=…)"
         )
     set_seed(args.seed)
     datasets: dict[str, PixelDataset] = {}
@@ -79,7 +80,7 @@ def train_and_evaluate(
         model.config.robust_training["data"] = data.source
     if trainer.is_world_process_zero():
         print(describe(model), flush=True)
-    images = datasets["train"].content_sha256() if trainer.is_world_process_zero() else None
+    images = datasets["train"].content_sha256 if trainer.is_world_process_zero() else None
     run = identity(args, data, {**(options or {}), "training_images": images})
     begin(args, run, resume_from, overwrite=overwrite)
 

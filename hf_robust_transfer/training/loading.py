@@ -94,7 +94,8 @@ class LoadingTrainer(Trainer):
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
             raise UsageError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
         model: Any = self.model
-        return Indexed(dataset, len(model.config.id2label or ()))
+        id2label = model.config.id2label or {}
+        return Indexed(dataset, len(id2label), [id2label[index] for index in sorted(id2label)])
 
     # No public hook: the base class asks its own method for the order of a training set.
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:

@@ -35,7 +35,7 @@ def test_without_any_other_split_the_training_images_are_not_evaluated(folder):
 
 
 def test_labels_are_matched_by_name(folder, digits):
-    images, _ = load_evaluation_split(DataArguments(str(folder)), labels=["7", "3"])
+    images, _ = load_evaluation_split(DataArguments(str(folder), classes=["3", "7"]), labels=["7", "3"])
     expected = [["7", "3"].index(str(label)) for label in digits.select(range(150, 200))["label"] if label in (3, 7)]
     assert list(images["label"]) == expected
     with pytest.raises(ValueError, match="the model has the 2 labels cat, dog, but the data the 10 classes"):

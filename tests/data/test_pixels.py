@@ -1,5 +1,7 @@
 import io
+import os
 import pickle
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,6 +18,7 @@ from hf_robust_transfer.data import (
     collate,
     to_pixels,
 )
+from hf_robust_transfer.errors import UsageError
 
 # Pixels
 
@@ -57,11 +60,12 @@ def test_images_of_every_mode_and_size_become_rgb_pixels_at_the_models_resolutio
         assert item["labels"] == split["label"][row]
 
 
-def test_images_are_decoded_as_a_pipeline_decodes_them(tiny, mixed_split):
+def test_images_without_transparency_are_decoded_as_a_pipeline_decodes_them(tiny, mixed_split):
     split, files = mixed_split
     _, processor = tiny("hf-vit")
     dataset = PixelDataset(split, processor)
-    for row, file in enumerate(files):
+    opaque = [row for row, picture in enumerate(pictures()) if not picture.has_transparency_data]
+    for row, file in ((row, files[row]) for row in opaque):
         expected = processor(load_image(file), do_normalize=False, return_tensors="pt")["pixel_values"][0]
         torch.testing.assert_close(as_pixels(dataset[row]["pixel_values"]), expected)
 
@@ -134,6 +138,62 @@ def test_a_row_without_an_image_is_named(digits, tiny):
 
 def test_checking_sound_images_finds_nothing(digits, tiny):
     assert PixelDataset(digits.select(range(5)), tiny("hf-vit")[1]).check() is None
+
+
+def as_files(folder, *pictures):
+    """A data set of image files."""
+    files = [str(folder / f"{number}.{kind}") for number, (kind, _) in enumerate(pictures)]
+    for file, (_, picture) in zip(files, pictures, strict=True):
+        picture.save(file) if isinstance(picture, Image.Image) else Path(file).write_bytes(picture)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    return datasets.Dataset.from_dict({"image": files, "label": [0] * len(files)}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (("png", Image.new("1", (20000, 20000))), "decompression bomb"),
+        (("tiff", Image.new("F", (8, 8), 255)), "not between 0 and 1: convert it to 8 or 16 bits"),
+        (("tiff", Image.new("I", (8, 8), 70000)), "not between 0 and 255"),
+        (("jpg", b"\xff\xd8\xff\xe0" + b"\0" * 50), "cannot"),
+        (("gif", b"GIF89a" + b"\xff" * 8), "cannot|truncated|NoneType|index"),
+    ],
+)
+def test_what_cannot_be_read_as_a_viewer_does_is_refused_with_file_and_row(tiny, tmp_path, picture, reason):
+    dataset = PixelDataset(as_files(tmp_path, ("png", Image.new("L", (8, 8))), picture), tiny("hf-vit")[1], "test")
+    with pytest.raises(
+        UsageError, match=rf"row 1 of the test split \(.*/1.{picture[0]}\) cannot be read: .*({reason})"
+    ) as error:
+        dataset.check()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "tiff", "bmp", "webp"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_truncated_file_of_any_format_is_named(tiny, tmp_path, kind, share):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    split = as_files(tmp_path, (kind, noise))
+    file = tmp_path / f"0.{kind}"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(UsageError, match=rf"row 0 of the train split \(.*/0.{kind}\) cannot be read"):
+        PixelDataset(split, tiny("hf-vit")[1]).check()
+
+
+def test_the_first_frame_of_an_animation_is_used_with_a_word(tiny, tmp_path, caplog):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    dataset = PixelDataset(as_files(tmp_path, ("gif", (tmp_path / "a.gif").read_bytes())), tiny("hf-vit")[1])
+    assert dataset[0]["pixel_values"][:, 0, 0].tolist() == [255, 0, 0]
+    assert "0.gif) has several frames: the first is used" in caplog.text
+
+
+def test_a_replaced_image_is_another_data_set_whatever_its_time(tiny, tmp_path):
+    split = as_files(tmp_path, ("png", Image.new("L", (8, 8), 1)), ("png", Image.new("L", (8, 8), 2)))
+    processor, file = tiny("hf-vit")[1], tmp_path / "1.png"
+    before, times = PixelDataset(split, processor).fingerprint, file.stat()
+    Image.new("L", (8, 8), 3).save(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert PixelDataset(split, processor).fingerprint != before
 
 
 # What is read once
@@ -237,3 +297,27 @@ def test_pixels_outside_0_to_1_are_refused(pixels):
     sound = {"pixel_values": torch.rand(3, 4, 4).to(torch.as_tensor(pixels).dtype), "labels": 0, "indices": 0}
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         collate([sound, {"pixel_values": pixels, "labels": 1, "indices": 1}])
+
+
+def test_labels_that_are_no_integers_or_images_of_several_shapes_are_refused():
+    sound = {"pixel_values": torch.rand(3, 4, 4), "labels": torch.tensor(1), "indices": 0}
+    assert collate([sound, {**sound, "labels": np.int64(2)}])["labels"].tolist() == [1, 2]
+    for wrong in (0.9, torch.tensor(1.0), "1", None, [0, 1]):
+        with pytest.raises(UsageError, match="labels must be one integer per sample"):
+            collate([sound, {**sound, "labels": wrong}])
+        with pytest.raises(UsageError, match="labels must be one integer per sample"):
+            Indexed([{**sound, "labels": wrong}], 3)[0]
+    with pytest.raises(UsageError, match=r"have the shapes \(3, 4, 4\), \(3, 5, 4\)"):
+        collate([sound, {**sound, "pixel_values": torch.rand(3, 5, 4)}])
+
+
+def test_images_are_used_with_the_model_whose_labels_they_have(digits, tiny):
+    dataset = PixelDataset(digits.select(range(4)), tiny("hf-vit")[1], "test")
+    names = [str(digit) for digit in range(10)]
+    assert Indexed(dataset, 10, names)[0]["labels"] == digits["label"][0]
+    assert Indexed(dataset, 10, [f"LABEL_{index}" for index in range(10)])[0]["labels"] == digits["label"][0]
+    for other in (names[::-1], names[:9], [*names[:9], "nine"]):
+        with pytest.raises(UsageError, match="the model has the labels .*, the test images 0, 1, 2"):
+            Indexed(dataset, len(other), other)
+    unnamed = digits.select(range(4)).cast_column("label", datasets.Value("int64"))
+    assert Indexed(PixelDataset(unnamed, tiny("hf-vit")[1]), 10, names[::-1])[0]["labels"] == digits["label"][0]
