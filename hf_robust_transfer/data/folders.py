@@ -87,16 +87,17 @@ def read_folders(folders: Mapping[str, Path], data_set: Path | None = None) -> D
             other = seen.setdefault(os.path.realpath(place), split)
             if other != split:
                 raise UsageError(f"{flags[split]}: {place} is a folder of the {other} images as well")
-    return DatasetDict({split: _read(folder, flags[split]) for split, folder in folders.items()})
+    return DatasetDict({split: _read(folder, split, flags[split]) for split, folder in folders.items()})
 
 
-def _read(folder: Path, flag: str) -> Dataset:
+def _read(folder: Path, split: str, flag: str) -> Dataset:
     splits = _split_folders(folder)
     if splits:
         names = [path.name for path in splits.values()]
+        one = splits.get(split, folder / names[0])
         raise UsageError(
             f"{flag} holds folders of several classes each, {listed(names)}, whose images would be pooled: use"
-            f" --dataset_name {folder}, which keeps splits apart, or name one of them, as in {folder / names[0]}"
+            f" --dataset_name {folder}, which keeps splits apart, or name one of them, as in {one}"
         )
     if any(path.name.startswith("metadata.") for path in _visible(folder)):
         raise UsageError(f"{flag} has its labels in a metadata file, not in folders' names: use --dataset_name {folder}")

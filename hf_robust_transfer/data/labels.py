@@ -176,9 +176,8 @@ def _proposals(unknown: Iterable[str], labels: Sequence[str]) -> list[str]:
     for label in labels:
         alike.setdefault(_letters(label), []).append(label)
     pairs = [(name, alike.get(_letters(name), [])) for name in unknown]
-    return [
-        shlex.quote(f"{name}={found[0]}") for name, found in pairs if len(found) == 1 and f"{name}{found[0]}".isprintable()
-    ]
+    proposed = [f"{name}={found[0]}" for name, found in pairs if len(found) == 1]
+    return [shlex.quote(pair) for pair in proposed if pair.isprintable()]
 
 
 def _letters(name: str) -> str:

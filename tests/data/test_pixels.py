@@ -317,7 +317,7 @@ def test_images_are_used_with_the_model_whose_labels_they_have(digits, tiny):
     assert Indexed(dataset, 10, names)[0]["labels"] == digits["label"][0]
     assert Indexed(dataset, 10, [f"LABEL_{index}" for index in range(10)])[0]["labels"] == digits["label"][0]
     for other in (names[::-1], names[:9], [*names[:9], "nine"]):
-        with pytest.raises(UsageError, match="the model has the labels .*, the test images 0, 1, 2"):
+        with pytest.raises(UsageError, match=r"the model has the labels .*, the test images 0, 1, 2"):
             Indexed(dataset, len(other), other)
     unnamed = digits.select(range(4)).cast_column("label", datasets.Value("int64"))
     assert Indexed(PixelDataset(unnamed, tiny("hf-vit")[1]), 10, names[::-1])[0]["labels"] == digits["label"][0]

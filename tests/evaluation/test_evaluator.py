@@ -1,8 +1,12 @@
 """The evaluator with the interface of `evaluate`."""
 
+from functools import partial
+
+import datasets
 import pytest
 from evaluated_digits import EPS, QUICK, images_of
 
+from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.evaluation import (
     evaluate_robustness,
     load_metric,
@@ -68,3 +72,19 @@ def test_the_evaluator_refuses_what_it_cannot_evaluate(trained, data, arguments,
     given = {"model_or_pipeline": model, "feature_extractor": processor, "data": images_of(data[:4]), **arguments}
     with pytest.raises(ValueError, match=message):
         RobustnessEvaluator(EPS).compute(**given)
+
+
+def test_the_evaluator_matches_labels_by_name(trained, data):
+    model, processor = trained
+    images = images_of(data[:30])
+    compute = partial(RobustnessEvaluator(EPS, "fgsm").compute, model_or_pipeline=model, feature_extractor=processor)
+    expected = compute(data=images)["clean_accuracy"]
+    backwards = datasets.ClassLabel(names=[str(digit) for digit in reversed(range(10))])
+    named = images.map(lambda row: {"label": 9 - row["label"]}).cast_column("label", backwards)
+    assert compute(data=named)["clean_accuracy"] == expected > 0.5
+    assert compute(data=images.cast_column("label", datasets.Value("string")))["clean_accuracy"] == expected
+    words = named.cast_column("label", datasets.ClassLabel(names=list("abcdefghij")))
+    with pytest.raises(UsageError, match=r"no label is named a, b, .*; say which they are with label_mapping"):
+        compute(data=words)
+    with pytest.raises(UsageError, match="data= csv is a format"):
+        compute(data="csv")
