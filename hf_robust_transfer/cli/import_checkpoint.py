@@ -22,8 +22,8 @@ from torch.utils.data import Subset
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data import DataArguments, PixelDataset, listed, load_evaluation_split
-from ..errors import UsageError
+from ..data import DataArguments, PixelDataset, load_evaluation_split
+from ..errors import UsageError, listed
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.chunks import attack_in_chunks
 from ..evaluation.subject import make_ready

@@ -1,9 +1,9 @@
 """Data: load and choose images, decode them to [0, 1] pixels, augment."""
 
-from .arguments import DataArguments, check_data_set_name, listed
+from .arguments import DataArguments
 from .augmentation import augment, mirrored
 from .decoding import to_rgb
-from .labels import as_labels_of, check_label_column, match_labels, with_labels
+from .labels import as_labels_of, match_labels
 from .pixels import Indexed, PixelDataset, as_pixels, collate, to_pixels
 from .splits import ImageSplits, choose_splits, load_evaluation_split, load_image_splits
 
@@ -15,16 +15,12 @@ __all__ = [
     "as_labels_of",
     "as_pixels",
     "augment",
-    "check_data_set_name",
-    "check_label_column",
     "choose_splits",
     "collate",
-    "listed",
     "load_evaluation_split",
     "load_image_splits",
     "match_labels",
     "mirrored",
     "to_pixels",
     "to_rgb",
-    "with_labels",
 ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from datasets import packaged_modules
 
-from ..errors import UsageError
+from ..errors import UsageError, listed
 
 READERS = frozenset(module.name for module in pkgutil.iter_modules(packaged_modules.__path__))
 _PLACES = ("dataset_name", "train_dir", "validation_dir", "test_dir")
@@ -139,15 +139,3 @@ def parsed_label_map(pairs: list[str] | None, names: list[str]) -> Mapping[str, 
             )
         renamed[pair[: cuts[0]]] = pair[cuts[0] + 1 :]
     return renamed
-
-
-def listed(names: Any, most: int = 20) -> str:
-    """Names in a row for a message of one line, the first of them where there are many.
-
-    Example:
-        >>> listed(["cat", "dog\\n"]), listed(range(1000), 3)
-        ("cat, 'dog\\\\n'", '0, 1, 2, … (1000 in all)')
-    """
-    texts = [str(name) for name in names]
-    shown = [text if text and text.isprintable() else repr(text) for text in texts[:most]]
-    return ", ".join(shown) + (f", … ({len(texts)} in all)" if len(texts) > most else "")

@@ -5,12 +5,11 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, config
 from PIL import Image as PILImage
 from transformers.utils import logging
 
-from ..errors import UsageError
-from .arguments import listed
+from ..errors import UsageError, listed
 
 logger = logging.get_logger(__name__)
 SPLIT_WORDS = {
@@ -175,7 +174,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 def _is_for_datasets(path: Path) -> bool:
     """Whether this file holds images, or says what is what: `datasets` reads these, and a card that names its files."""
-    if path.name == "README.md":
+    if path.name == config.REPOCARD_FILENAME:
         start = path.read_text(encoding="utf-8", errors="replace")
         return start.startswith("---") and "configs:" in start.split("---")[1]
     return path.suffix.lower() in _OTHER_DATA or path.name.startswith("metadata.")

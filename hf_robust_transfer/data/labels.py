@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Sequence as SequenceFeature, Value
 
-from ..errors import UsageError
-from .arguments import listed, parsed_label_map
+from ..errors import UsageError, listed
+from .arguments import parsed_label_map
 
 UNLABELLED = -1
 
@@ -57,7 +57,8 @@ def with_classes(splits: Mapping[str, Dataset], label_map: list[str] | None = No
         UsageError: what `parsed_label_map` raises.
 
     Example:
-        >>> splits, names = with_classes({"train": Dataset.from_dict({"label": [10, 2, -1]})})
+        >>> images = Dataset.from_dict({"image": ["a.png", "b.png", "c.png"], "label": [10, 2, -1]})
+        >>> splits, names = with_classes({"train": images})
         >>> names, splits["train"]["label"][:]
         (['2', '10'], [1, 0, -1])
     """

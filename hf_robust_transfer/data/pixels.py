@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 from transformers.utils import logging
 
-from ..errors import UsageError
-from .arguments import listed
+from ..errors import UsageError, listed
 from .decoding import to_rgb
 
 logger = logging.get_logger(__name__)

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset, DatasetDict, Image
 from transformers.utils import logging
 
-from ..errors import UsageError
-from .arguments import DataArguments, listed
+from ..errors import UsageError, listed
+from .arguments import DataArguments
 from .folders import SPLIT_WORDS, split_of
 from .labels import (
     UNLABELLED,

@@ -11,7 +11,9 @@ from evaluate.evaluator.base import Evaluator
 from torch import Tensor
 from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
 
-from ..data import PixelDataset, as_labels_of, check_data_set_name, check_label_column, with_labels
+from ..data import PixelDataset, as_labels_of
+from ..data.arguments import check_data_set_name
+from ..data.labels import check_label_column, with_labels
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..threat_model import ThreatModel

@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerState, set_seed
 
 from ..atomic import write_json
-from ..data import DataArguments, ImageSplits, PixelDataset, listed
-from ..errors import UsageError
+from ..data import DataArguments, ImageSplits, PixelDataset
+from ..errors import UsageError, listed
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint
 from ..provenance import Provenance
