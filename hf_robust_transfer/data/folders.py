@@ -89,6 +89,37 @@ def read_folders(folders: Mapping[str, Path], data_set: Path | None = None) -> D
     return DatasetDict({split: _read(folder, split, flags[split]) for split, folder in folders.items()})
 
 
+def check_that_all_is_loaded(folder: Path, loaded: DatasetDict) -> None:
+    """See that `datasets` has pooled no splits, whose names it knows in lower case only; say so if images are missing.
+
+    Args:
+        folder: that was loaded.
+        loaded: what became of it.
+
+    Raises:
+        UsageError: a file or folder is called after another split, while all went into the training split.
+    """
+    if _is_card_with_files(folder / config.REPOCARD_FILENAME):
+        return
+    images = 0
+    for place, below, files in os.walk(folder, followlinks=False):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in [*below, *(name for name in files if not name.startswith("."))]:
+            words = re.split("[^a-z]+", name.partition(".")[0].casefold())
+            other = next((split for split in ("validation", "test") if set(SPLIT_WORDS[split]) & set(words)), None)
+            if set(loaded) == {"train"} and other is not None:
+                raise UsageError(
+                    f"--dataset_name {folder}: {Path(place, name)} would be pooled with the training images: begin its name"
+                    f" with {other}, in lower case"
+                )
+            images += Path(name).suffix.lower() in _SUFFIXES
+    rows = sum(len(split) for split in loaded.values())
+    if images > rows:
+        logger.warning(
+            f"{folder}: of {images} images only {rows} are in the data set, the others have no place in its metadata"
+        )
+
+
 def _read(folder: Path, split: str, flag: str) -> Dataset:
     splits = _split_folders(folder)
     if splits:
@@ -174,10 +205,15 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 
 def _is_for_datasets(path: Path) -> bool:
     """Whether this file holds images, or says what is what: `datasets` reads these, and a card that names its files."""
-    if path.name == config.REPOCARD_FILENAME:
-        start = path.read_text(encoding="utf-8", errors="replace")
-        return start.startswith("---") and "configs:" in start.split("---")[1]
-    return path.suffix.lower() in _OTHER_DATA or path.name.startswith("metadata.")
+    return path.suffix.lower() in _OTHER_DATA or path.name.startswith("metadata.") or _is_card_with_files(path)
+
+
+def _is_card_with_files(path: Path) -> bool:
+    """Whether this is a data set's card that says which files are which split."""
+    if path.name != config.REPOCARD_FILENAME or not path.is_file():
+        return False
+    start = path.read_text(encoding="utf-8", errors="replace")
+    return start.startswith("---") and "configs:" in start.split("---")[1]
 
 
 def _say_left_out(folder: Path, names: list[str], why: str) -> None:

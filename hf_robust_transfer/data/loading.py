@@ -7,7 +7,7 @@ from datasets import DatasetDict, load_dataset
 
 from ..errors import UsageError
 from .arguments import DataArguments
-from .folders import image_folders, read_folders
+from .folders import check_that_all_is_loaded, image_folders, read_folders
 
 
 def load_splits(arguments: DataArguments, load_options: dict[str, Any]) -> DatasetDict:
@@ -35,7 +35,10 @@ def load_splits(arguments: DataArguments, load_options: dict[str, Any]) -> Datas
         if found is not None:
             return read_folders(found, Path(name))
     try:
-        return load_dataset(name, arguments.dataset_config_name, **load_options)
+        loaded = load_dataset(name, arguments.dataset_config_name, **load_options)
     except (OSError, ValueError, RuntimeError) as error:  # each a base class of what `datasets` and the Hub client raise
         first_line = str(error).strip().partition("\n")[0]
         raise UsageError(f"the data set {name} cannot be loaded: {first_line}") from error
+    if Path(name).is_dir():
+        check_that_all_is_loaded(Path(name), loaded)
+    return loaded

@@ -78,6 +78,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train") -> None:
         self.name = name
         self.label_names, self.labels = _labels_of(split, name)
+        self._has_said_so = False
         self._kept: tuple[Tensor, Tensor] | None = None  # all images, and which of them are there
         self._encoded = split.cast_column("image", Image(decode=False))
         self._decoder = Image()
@@ -129,11 +130,16 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 raise UsageError("there is none")
             image = self._decoder.decode_example(encoded)
             if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its preview
-                logger.warning(f"image in row {row} of the {self.name} split{file} has several frames: the first is used")
+                self._say_that_the_first_frame_is_used(row, file)
             return to_rgb(image)
         except Exception as error:  # for damaged files Pillow raises nearly anything
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UsageError(f"image in row {row} of the {self.name} split{file} cannot be read: {reason}") from error
+
+    def _say_that_the_first_frame_is_used(self, row: int, file: str) -> None:
+        if not self._has_said_so:
+            logger.warning(f"images of several frames, as in row {row} of the {self.name} split{file}: the first is used")
+        self._has_said_so = True
 
     @cached_property
     def content_sha256(self) -> str:

@@ -69,15 +69,20 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
         UsageError: a missing split or column, an unknown class, fewer than two, one without a training image, one that only
             another split has, or images without a label.
     """
-    own = {name: found for name in SPLIT_WORDS if (found := _called(splits, name)) is not None}
+    own = {name: splits[found] for name in SPLIT_WORDS if (found := _called(splits, name)) is not None}
     if "train" not in own:
-        raise UsageError(f"the data set has no training split, only {', '.join(splits)}: give --train_dir")
-    tidy = {name: _tidy(splits[each], arguments) for name, each in own.items()}
+        raise UsageError(f"the data set has no training split, only {listed(splits)}: give --train_dir")
+    usable = {name: split for name, split in own.items() if name == "train" or _has_labels(split, name, arguments)}
+    tidy = {name: _tidy(split, arguments) for name, split in usable.items()}
     chosen, labels = with_classes(tidy, arguments.label_map)
     if arguments.classes is not None:
         chosen = {name: choose_classes(split, arguments.classes, labels) for name, split in chosen.items()}
+        chosen = {name: split for name, split in chosen.items() if name == "train" or _has_labels(split, name)}
         labels = list(arguments.classes)
-    chosen = {name: split for name, split in chosen.items() if name == "train" or _has_labels(split, name)}
+    _check_labelled(chosen["train"], "train")
+    if len(labels) < 2:
+        only = f"one class only, {listed(labels)}" if labels else "no training image"
+        raise UsageError(f"the data has {only}: a classifier needs two classes or more")
     for name, split in chosen.items():
         _check_labelled(split, name)
         new = split.features["label"].names[len(labels) :]
@@ -87,8 +92,6 @@ def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 
                 f" {listed(labels)}: rename them with --label_map, or choose with --classes"
             )
         chosen[name] = split if not new else with_labels(split, split["label"], labels)
-    if len(labels) < 2:
-        raise UsageError(f"the data has one class only, {listed(labels)}: a classifier needs two or more")
 
     train, validation, test = chosen["train"], chosen.get("validation"), chosen.get("test")
     if validation is None:
@@ -165,10 +168,10 @@ def _labelled_split(splits: DatasetDict, wanted: str | None, arguments: DataArgu
         found = [wanted if wanted in splits else role and _called(splits, role)]
     may_be_set_aside = wanted in (None, "validation")
     for name in found:
-        if name is not None and (not may_be_set_aside or _has_labels(_tidy(splits[name], arguments), name)):
+        if name is not None and (not may_be_set_aside or _has_labels(splits[name], name, arguments)):
             return name
     if wanted is not None and not (may_be_set_aside and _called(splits, "train")):
-        raise UsageError(f"--split {wanted}: the data set has no such split, only {', '.join(splits)}")
+        raise UsageError(f"--split {wanted}: the data set has no such split, only {listed(splits)}")
     return None
 
 
@@ -185,7 +188,8 @@ def _set_aside(splits: DatasetDict, arguments: DataArguments, labels: Sequence[s
     whole = replace(arguments, samples_per_class=None, max_train_samples=None, max_eval_samples=None)
     if train is not None and labels is not None:
         _, own = with_classes({"train": _tidy(splits[train], arguments)}, arguments.label_map)
-        if set(labels) <= set(own):  # those that training chose of them, whatever is to be evaluated
+        # Those that training chose of them, whatever is to be evaluated.
+        if set(labels) == set(own) or (arguments.classes is not None and set(labels) <= set(own)):
             whole = replace(whole, classes=None if own == list(labels) else list(labels))
     alone = splits if train is None else DatasetDict({"train": splits[train]})
     return choose_splits(alone, whole, seed=seed).validation
@@ -208,11 +212,21 @@ def _seed_of_split(arguments: DataArguments, seed: int) -> int:
     return seed if arguments.split_seed is None else arguments.split_seed
 
 
-def _has_labels(split: Dataset, name: str) -> bool:
-    """Whether any image of a split has a label; says so where none has."""
-    known = any(label not in (None, "") and (isinstance(label, str) or label >= 0) for label in split["label"])
+def _has_labels(split: Dataset, name: str, arguments: DataArguments | None = None) -> bool:
+    """Whether any image of a split has a label; says so where none has.
+
+    Args:
+        split: a data set's own, or with ``arguments`` None one that is tidy.
+        name: of it.
+        arguments: tell the label's column.
+    """
+    column = "label" if arguments is None else arguments.label_column_name
+    labels = split[column] if column in split.column_names else ()
+    known = any(label not in (None, "") and not (isinstance(label, int) and label < 0) for label in labels)
     if not known:
-        logger.warning(f"the {name} split is left out: none of its {len(split)} images has a label")
+        logger.warning(
+            f"the {name} split is left out: none of its {len(split)} images has a label, or one of these classes"
+        )
     return known
 
 
@@ -229,7 +243,7 @@ def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
     for flag, column in (("image", arguments.image_column_name), ("label", arguments.label_column_name)):
         if column not in split.column_names:
             raise UsageError(
-                f"--{flag}_column_name {column}: the data set has no such column, only {', '.join(split.column_names)}"
+                f"--{flag}_column_name {column}: the data set has no such column, only {listed(split.column_names)}"
                 + ("; a folder of images needs a subfolder per class" if flag == "label" else "")
             )
     if arguments.image_column_name == arguments.label_column_name:

@@ -56,6 +56,12 @@ def test_big_endian_tiff_is_scaled():
     assert np.array_equal(pixels(read_again(image, "TIFF"))[..., 0], SHADES)
 
 
+def test_grey_of_16_bits_may_count_from_white():
+    assert np.array_equal(
+        pixels(read_again(Image.fromarray(SHADES * 257), "TIFF", tiffinfo={262: 0}))[..., 0], 255 - SHADES
+    )
+
+
 def test_colours_of_16_bits_keep_their_upper_byte():
     image = png(2, 1, 16, 2, [struct.pack(">6H", 65535, 0, 0x1234, 0x8000, 0x8000, 0x8000)])
     assert pixels(image).tolist() == [[[255, 0, 18], [128, 128, 128]]]

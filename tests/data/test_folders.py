@@ -176,6 +176,23 @@ def test_labels_in_a_metadata_file_are_left_to_datasets(photos):
     assert load_image_splits(DataArguments(dataset_name=str(folder))).labels == ["cats", "dogs"]
 
 
+def test_an_image_that_metadata_do_not_mention_does_not_vanish_without_a_word(photos, caplog):
+    folder = photos()
+    (folder / "metadata.csv").write_text("file_name,label\n" + "".join(f"cat/{row}.png,{row % 2}\n" for row in range(4)))
+    load_image_splits(DataArguments(dataset_name=str(folder), train_val_split=0.5))
+    assert "of 8 images only 4 are in the data set" in caplog.text
+
+
+def test_files_called_after_another_split_are_not_pooled(digits, tmp_path):
+    digits.select(range(40)).to_parquet(tmp_path / "Train.parquet")
+    digits.select(range(40, 80)).to_parquet(tmp_path / "Test.parquet")
+    with pytest.raises(UsageError, match=r"Test.parquet would be pooled .*: begin its name with test, in lower case"):
+        load_image_splits(DataArguments(dataset_name=str(tmp_path)))
+    for name in ("Train", "Test"):
+        os.rename(tmp_path / f"{name}.parquet", tmp_path / f"{name.lower()}.parquet")
+    assert len(load_image_splits(DataArguments(dataset_name=str(tmp_path))).test) == 40
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     (tmp_path / "cat").mkdir()
     with pytest.raises(UsageError, match="cannot be loaded: it holds no image in a folder per class"):

@@ -179,6 +179,24 @@ def test_an_unlabelled_split_is_left_out_with_a_warning(tmp_path, caplog):
         load_evaluation_split(DataArguments(data), labels=ANIMALS, split="test")
 
 
+def test_a_split_without_a_column_of_labels_is_left_out(caplog):
+    labelled = pictures([0, 1] * 10, datasets.Value("int64"))
+    unlabelled = labelled.remove_columns("label")
+    assert labels_of(labelled, labelled, unlabelled)[0].test is None
+    assert "the test split is left out" in caplog.text
+    assert labels_of(labelled, labelled, pictures([None, None], datasets.Value("null")))[0].test is None
+    with pytest.raises(UsageError, match="--label_column_name label: the data set has no such column"):
+        labels_of(unlabelled, labelled)
+
+
+def test_a_split_without_an_image_of_the_chosen_classes_is_left_out(caplog):
+    three, two = pictures([0, 1, 2] * 10, datasets.Value("int64")), pictures([2, 2], datasets.Value("int64"))
+    chosen, _ = labels_of(three, two, two, classes=["0", "1"])
+    assert chosen.test is None and len(chosen.validation) == 3 and "images has one of these classes" in caplog.text
+    with pytest.raises(UsageError, match="no training image"):
+        labels_of(three.select([]), two)
+
+
 def test_what_training_sets_aside_for_an_unlabelled_validation_split_is_found_again(tmp_path):
     feature = datasets.Value("int64")
     numbered = [number % 4 for number in range(40)]
@@ -241,6 +259,9 @@ def test_chosen_classes_have_the_models_numbers(tmp_path):
 
 def test_images_of_a_class_that_the_model_lacks_are_not_passed_over(tmp_path):
     data = parquet(tmp_path, test=pictures(ANIMALS, datasets.Value("string")))
+    with pytest.raises(UsageError, match="no label is named ant, dog"):
+        load_evaluation_split(DataArguments(data), labels=["bee", "cow"])
+    data = parquet(tmp_path / "train", train=pictures(ANIMALS * 10, datasets.Value("string")))
     with pytest.raises(UsageError, match="no label is named ant, dog"):
         load_evaluation_split(DataArguments(data), labels=["bee", "cow"])
     # a class without an image is none

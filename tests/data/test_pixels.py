@@ -184,7 +184,18 @@ def test_the_first_frame_of_an_animation_is_used_with_a_word(tiny, tmp_path, cap
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     dataset = PixelDataset(as_files(tmp_path, ("gif", (tmp_path / "a.gif").read_bytes())), tiny("hf-vit")[1])
     assert dataset[0]["pixel_values"][:, 0, 0].tolist() == [255, 0, 0]
-    assert "0.gif) has several frames: the first is used" in caplog.text
+    assert "as in row 0 of the train split (" in caplog.text and "0.gif): the first is used" in caplog.text
+
+
+def test_a_photograph_of_16_bits_taken_sideways_is_scaled_and_turned(tiny, tmp_path):
+    shades = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind, options in (("png", {"exif": exif}), ("tiff", {"tiffinfo": {0x0112: 6}})):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(shades * 257).save(tmp_path / kind / f"sideways.{kind}", **options)
+        split = as_files(tmp_path / kind, (kind, (tmp_path / kind / f"sideways.{kind}").read_bytes()))
+        assert np.array_equal(PixelDataset(split, tiny("hf-vit")[1])[0]["pixel_values"][0], np.rot90(shades, -1))
 
 
 def test_a_replaced_image_is_another_data_set_whatever_its_time(tiny, tmp_path):
