@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
+
+from .errors import UsageError
 
 
 class _Record:
@@ -14,7 +17,18 @@ class _Record:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """Read it from a JSON object; fields that are missing there have their defaults."""
+        """Read it from a JSON object; fields that are missing there have their defaults.
+
+        Raises:
+            UsageError: it is no object, or a field is of another type.
+        """
+        if not isinstance(content, Mapping):
+            raise UsageError(f"{cls.__name__} is a JSON object, not {content!r}")
+        for name, kind in get_type_hints(cls).items():
+            alternatives = get_args(kind) if isinstance(kind, UnionType) else [kind]
+            allowed = tuple(get_origin(each) or each for each in alternatives) + ((int,) if kind is float else ())
+            if name in content and not isinstance(content[name], allowed):
+                raise UsageError(f"{name} {content[name]!r} of a {cls.__name__} record is of the wrong type")
         names = {each.name for each in fields(cls)}  # type: ignore[arg-type]
         return cls(**{name: value for name, value in content.items() if name in names})
 
@@ -28,16 +42,18 @@ class TrainedFor(_Record):
         eps: its radius in [0, 1] pixels, as it was written.
         seed: of the run, which the choice of its images followed from.
         data: the options that say where its images come from.
+        hub_id: of the model on the Hub, where it was published.
 
     Example:
         >>> TrainedFor.from_dict({"norm": "l2", "eps": "0.5"})
-        TrainedFor(norm='l2', eps='0.5', seed=0, data=None)
+        TrainedFor(norm='l2', eps='0.5', seed=0, data=None, hub_id=None)
     """
 
     norm: str = "linf"
     eps: str = "8/255"
     seed: int = 0
     data: dict[str, Any] | None = None
+    hub_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,9 +62,12 @@ class Provenance(_Record):
 
     Args:
         fingerprint: of the model that this is about (`hf_robust_transfer.modeling.fingerprint`); of no other is it true.
+        fingerprint_parts: what the fingerprint is made of, so that one can say what another model differs in.
         command: that made it, None where it was made from Python.
         base_model: what it started from, if that was trained already; a Hub id, or a folder's name without its place.
+        base_model_id: the Hub id of that or, where it was trained here, of the nearest model before it that has one.
         data: all options of its data.
+        dataset_id: the Hub id of its data.
         images: how many it was trained and validated on.
         training_images: a hash of those that it was trained on, and of their labels.
         options: of training, that change what is learned.
@@ -56,9 +75,12 @@ class Provenance(_Record):
     """
 
     fingerprint: str | None = None
+    fingerprint_parts: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     base_model: str | None = None
+    base_model_id: str | None = None
     data: dict[str, Any] = field(default_factory=dict)
+    dataset_id: str | None = None
     images: dict[str, int] = field(default_factory=dict)
     training_images: str | None = None
     options: dict[str, Any] = field(default_factory=dict)

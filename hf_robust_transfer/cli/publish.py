@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..data import DataArguments
 from ..errors import UsageError
-from ..hub import files_to_publish, publish, read_facts
+from ..hub import UnreachableHub, check_access, files_to_publish, publish, read_facts
 from ..run_folder import CONFIG_NAME
 from ..runs.evaluate import EvaluationArguments, evaluate_checkpoint
 from .main import run_command
@@ -50,11 +50,17 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(args.folder)
     if not (folder / CONFIG_NAME).is_file():
         raise UsageError(f"--folder {folder} holds no checkpoint: it has no config.json")
+    try:
+        check_access(args.repo_id, token=args.token)
+    except UnreachableHub as error:
+        if not args.dry_run:
+            raise
+        print(f"The Hub was not asked whether you may write there: {error}")
     if read_facts(folder).report is None and not args.without_evaluation:
         evaluation_args.output_dir = str(folder)
         evaluate_checkpoint(str(folder), data_args, evaluation_args, overwrite=True)
     if args.dry_run:
-        for name, content in files_to_publish(folder, args.repo_id, license=args.license).items():
+        for name, content in files_to_publish(folder, args.repo_id, license=args.license, token=args.token).items():
             print(f"{len(content) if isinstance(content, bytes) else content.stat().st_size:>12,} bytes  {name}")
         print(f"Nothing was uploaded to {args.repo_id}.")
         return

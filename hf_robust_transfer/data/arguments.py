@@ -79,6 +79,11 @@ class DataArguments:
         return {name.removesuffix("_dir"): Path(place) for name, place in self.places.items() if name.endswith("_dir")}
 
     @property
+    def hub_id(self) -> str | None:
+        """The name of the data set, where that is one on the Hub."""
+        return self.dataset_name if self.dataset_name is not None and not Path(self.dataset_name).exists() else None
+
+    @property
     def source(self) -> dict[str, Any]:
         """The options that say where evaluation images come from, but for those at their defaults."""
         subset = ("samples_per_class", "max_train_samples", "max_eval_samples", "max_test_samples")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..attacks.eval_mode import Classifier
 from ..errors import UsageError
 from ..functions import function_named, options_of, read_options, similar
+from ..sharing import shown
 from .target import Attack, Attacked, Target
 
 _KEYED = ("seed", "indices")
@@ -43,7 +44,7 @@ def own_attack(function: Callable[..., Tensor], name: str | None = None, given: 
     bound = function.keywords if isinstance(function, partial) else {}
     settings = ",".join(f"{option}={value}" for option, value in bound.items())
     options = read_options(options_of(function, but=_KEYED), given or {}, name or kind)
-    name = name or (f"{kind}:{settings}" if settings else kind)
+    name = shown(name or (f"{kind}:{settings}" if settings else kind))
 
     def run(target: Target) -> Attacked:
         accepted = inspect.signature(function).parameters

@@ -3,20 +3,25 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 
 from ..attacks import early_stopping_pgd
 from ..attacks.eval_mode import untouched
 from ..data import as_pixels, collate
+from ..markdown import one_line
 from ..threat_model import ThreatModel
 from .report import RobustnessReport, eps_text
 from .subject import Subject
 
+# Texts show as they are: a dollar sign begins no formula, whatever the user's own settings are.
+_PLAIN: Any = {"text.parse_math": False, "text.usetex": False}
 # Of the colour-blind safe palette of Okabe and Ito.
 _BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#666666"
 
 
+@matplotlib.rc_context(_PLAIN)
 def plot_curve(report: RobustnessReport, file: str | Path) -> None:
     """Draw accuracy under PGD-20 against ε with its intervals, and the worst case at the report's own ε.
 
@@ -65,6 +70,7 @@ def plot_curve(report: RobustnessReport, file: str | Path) -> None:
     figure.savefig(file)
 
 
+@matplotlib.rc_context(_PLAIN)
 def plot_examples(
     subject: Subject,
     dataset: Any,
@@ -123,10 +129,11 @@ def plot_examples(
                 color="black" if row == 0 or right else _VERMILION,
             )
     figure.suptitle(
-        f"{title}\nPGD-20, {threat_model.norm} ε = {eps_text(threat_model.eps)}; prediction and its probability"
+        f"{_short(title)}\nPGD-20, {threat_model.norm} ε = {eps_text(threat_model.eps)}; prediction and its probability"
     )
     figure.savefig(file)
 
 
 def _short(text: str, length: int = 50) -> str:
+    text = one_line(text)
     return text if len(text) <= length else f"…{text[1 - length :]}"

@@ -4,9 +4,10 @@ Schema version 2 of ``robustness.json``; accuracies are shares in [0, 1], length
 
 - ``schema_version``: 2; version 1 has no fingerprint, no ``options`` of its data and no ``pictures``.
 - ``model``: ``name``, ``fingerprint`` (over all that predictions depend on), ``weights_sha256`` (over names, types, shapes
-  and values of all parameters and buffers), ``input_shape`` (C, H, W): the resolution at which ε applies, after resizing.
+  and values of all parameters and buffers), ``fingerprint_parts`` (what the fingerprint is made of, where it is known),
+  ``input_shape`` (C, H, W): the resolution at which ε applies, after resizing.
 - ``data``: ``name``, ``split``, ``samples``, ``pixels_sha256``, over all images at the model's resolution, and ``options``,
-  with which commands load them again.
+  with which commands load them again; ``hub_id`` where the data set is one on the Hub.
 - ``threat_model``: ``norm``, ``eps``, ``bounds``.
 - ``settings``: ``seed``, ``precision`` (attacks are crafted in it; success is judged in float32), ``chunk_size``,
   ``cascade``, ``surrogate``.
@@ -29,7 +30,6 @@ Schema version 2 of ``robustness.json``; accuracies are shares in [0, 1], length
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -38,7 +38,9 @@ import numpy as np
 
 from ..atomic import replacing
 from ..errors import UsageError
+from ..markdown import code, escaped
 from ..run_folder import REPORT_NAME, REPORT_TEXT_NAME
+from ..sharing import shareable
 from .accuracy import Accuracy
 from .self_checks import LISTED_ATTACKS, REPEATED, SelfCheck
 
@@ -182,10 +184,17 @@ class RobustnessReport:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        texts = {REPORT_TEXT_NAME: self.markdown(), REPORT_NAME: _compact(asdict(self)) + "\n"}
-        for name, text in texts.items():
+        for name, text in {REPORT_TEXT_NAME: self.for_others().markdown(), REPORT_NAME: self.to_json()}.items():
             with replacing(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The content of ``robustness.json``, for others."""
+        return _compact(asdict(self.for_others())) + "\n"
+
+    def for_others(self) -> Self:
+        """The report with its names and options without tokens and without the places of this machine."""
+        return replace(self, model=shareable(self.model), data=shareable(self.data), settings=shareable(self.settings))
 
     @classmethod
     def load(cls, folder: str | Path) -> "RobustnessReport":
@@ -260,59 +269,73 @@ class RobustnessReport:
 
     def markdown(self) -> str:
         """The report for people: the figures, the warnings, how they were measured."""
-        settings, seconds = self.settings, self.timing["seconds"]
         lines = [
-            f"# Robustness of {self.model['name']}",
+            f"# Robustness of {escaped(self.model['name'])}",
             "",
-            f"{self.data['samples']} images of {self.data['name']} ({self.data['split']} split), {self.title} on pixels in"
-            f" [0, 1], applied after resizing, at the model's resolution of"
+            f"{self.data['samples']} images of {escaped(self.data['name'])} ({escaped(self.data['split'])} split),"
+            f" {escaped(self.title)} on pixels in [0, 1], applied after resizing, at the model's resolution of"
             f" {self._resolution}. 95 % Wilson intervals in brackets.",
             "",
-            "| attack | accuracy | fooled, of the correctly classified | seconds |",
-            "|---|---|---|---|",
-            f"| none (clean) | {self.clean} | | |",
+            *self._table_of_attacks(),
+            "",
         ]
-        for attack in self.attacks:
-            accuracy, success = (attack.accuracy or "in the cascade", attack.success_rate or "")
-            lines.append(f"| {attack.name} | {accuracy} | {success} | {seconds['attacks'][attack.name]:.0f} |")
-        spent = sum(seconds["attacks"].values())  # also by earlier starts, which the whole's seconds do not count
-        lines += [f"| **worst case, sample by sample** | **{self.worst_case}** | | {spent:.0f} |", ""]
         for remark in self.cautions:
-            lines += [remark, ""]
-        lines += [f"- {attack.name}: {remark}" for attack in self.attacks for remark in attack.remarks]
+            lines += [escaped(remark), ""]
+        lines += [f"- {escaped(attack.name)}: {escaped(remark)}" for attack in self.attacks for remark in attack.remarks]
         lines += ["", "## Self-checks", ""]
         if not self.self_checks:
             lines.append("None were run.")
         elif self.warnings:
             lines += ["**Warning: these figures may overstate robustness.**", ""]
         for check in self.self_checks:
-            lines.append(f"- {'passed' if check.passed else '**warning**'}, {check.name}: {check.detail}")
-        lines += ["", "## By class", ""]
-        names = [attack.name for attack in self.attacks if attack.accuracy is not None]
-        lines.append("| class | images | clean | " + "".join(f"{name} | " for name in names) + "worst case |")
-        lines.append("|---" * (4 + len(names)) + "|")
-        for row in self.per_class:
-            cells = [row.clean, *(row.attacks[name] for name in names), row.worst_case]
-            lines.append(f"| {row.label} | {row.samples} | " + " | ".join(f"{cell.value:.1%}" for cell in cells) + " |")
+            passed = "passed" if check.passed else "**warning**"
+            lines.append(f"- {passed}, {escaped(check.name)}: {escaped(check.detail)}")
+        lines += ["", "## By class", "", *self._table_of_classes()]
         if self.curve:
             lines += ["", "## Against ε (PGD-20)", "", "| ε | accuracy | images |", "|---|---|---|"]
             lines += [f"| {eps_text(point.eps)} | {point.accuracy} | {point.samples} |" for point in self.curve]
-        lines += [
-            "",
-            "## How it was measured",
-            "",
-            f"Attacks were crafted in {settings['precision']}; an image counts as fooled when it is misclassified in"
-            f" float32 and lies in the threat model. Seed {settings['seed']}, chunks of {settings['chunk_size']} images"
+        return "\n".join([*lines, "", "## How it was measured", "", *self._conditions()]) + "\n"
+
+    def _table_of_attacks(self) -> list[str]:
+        seconds = self.timing["seconds"]["attacks"]
+        lines = [
+            "| attack | accuracy | fooled, of the correctly classified | seconds |",
+            "|---|---|---|---|",
+            f"| none (clean) | {self.clean} | | |",
+        ]
+        for attack in self.attacks:
+            accuracy, success = (attack.accuracy or "in the cascade", attack.success_rate or "")
+            lines.append(f"| {escaped(attack.name)} | {accuracy} | {success} | {seconds[attack.name]:.0f} |")
+        spent = sum(seconds.values())  # also by earlier starts, which the whole's seconds do not count
+        return [*lines, f"| **worst case, sample by sample** | **{self.worst_case}** | | {spent:.0f} |"]
+
+    def _table_of_classes(self) -> list[str]:
+        names = [attack.name for attack in self.attacks if attack.accuracy is not None]
+        lines = [
+            "| class | images | clean | " + "".join(f"{escaped(name)} | " for name in names) + "worst case |",
+            "|---" * (4 + len(names)) + "|",
+        ]
+        for row in self.per_class:
+            cells = [row.clean, *(row.attacks[name] for name in names), row.worst_case]
+            values = " | ".join(f"{cell.value:.1%}" for cell in cells)
+            lines.append(f"| {escaped(row.label)} | {row.samples} | {values} |")
+        return lines
+
+    def _conditions(self) -> list[str]:
+        settings, timing = self.settings, self.timing
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        return [
+            f"Attacks were crafted in {escaped(settings['precision'])}; an image counts as fooled when it is misclassified"
+            f" in float32 and lies in the threat model. Seed {settings['seed']}, chunks of {settings['chunk_size']} images"
             + (", as a cascade: an image that one attack fooled is not shown to the next." if settings["cascade"] else "."),
             "",
-            *(f"- {attack.name}: {attack.kind} {json.dumps(attack.options)}" for attack in self.attacks),
+            *(f"- {escaped(f'{each.name}: {each.kind} {json.dumps(each.options)}')}" for each in self.attacks),
             "",
-            f"Fingerprint of the model: `{self.model.get('fingerprint')}`; weights (sha256):"
-            f" `{self.model['weights_sha256']}`; images at the model's resolution (sha256):"
-            f" `{self.data['pixels_sha256']}`. {self.timing['created']}, {self.hardware}, {self.timing['processes']}"
-            f" process(es); {', '.join(f'{name} {version}' for name, version in self.versions.items())}.",
+            f"Fingerprint of the model: {code(self.model.get('fingerprint'))}; weights (sha256):"
+            f" {code(self.model['weights_sha256'])}; images at the model's resolution (sha256):"
+            f" {code(self.data['pixels_sha256'])}. "
+            + escaped(f"{timing['created']}, {self.hardware}, {timing['processes']} process(es); {versions}."),
         ]
-        return "\n".join(lines) + "\n"
 
 
 def eps_text(eps: float) -> str:
@@ -331,16 +354,6 @@ def eps_text(eps: float) -> str:
 def file_sha256(file: Path) -> str:
     """The hash of a file's content."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def shown(name: str) -> str:
-    """How to name a model or data to others: a Hub id as it is, a local file or folder without the place where it lies.
-
-    Example:
-        >>> shown("timm/resnet50.a1_in1k"), shown("/data/pets")
-        ('timm/resnet50.a1_in1k', 'pets')
-    """
-    return Path(name).resolve().name if os.path.isabs(name) or Path(name).exists() else name
 
 
 def _read(kind: type[Any], values: dict[str, Any], *accuracies: str) -> Any:

@@ -2,27 +2,35 @@
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment
+from markupsafe import Markup
 from PIL import Image
 from transformers.utils import logging
 
 from ..data import to_pixels
+from ..errors import UsageError
 from ..evaluation import RobustnessReport
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.report import eps_text, file_sha256
+from ..markdown import code_block, escaped, one_line
 from ..modeling import PixelClassifier, load_model
-from ..modeling.fingerprint import fingerprint
+from ..modeling.fingerprint import fingerprint, fingerprint_parts
+from ..provenance import Provenance
 from ..run_folder import CURVE_NAME, EXAMPLES_NAME, RECORD_NAME, REPORT_NAME
+from ..sharing import shown
+from .access import checked_repo_id
 from .timm_layout import is_own
 
 logger = logging.get_logger(__name__)
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _PICTURES = (("Accuracy against ε", CURVE_NAME), ("Clean images, perturbations and adversarial images", EXAMPLES_NAME))
+_LOCAL = "imagefolder"  # what `datasets` calls images that are on no Hub
 
 
 @dataclass(frozen=True)
@@ -34,17 +42,17 @@ class CheckpointFacts:
         model_class: the `transformers` class.
         labels: the labels' names.
         input_shape: (C, H, W) of the images that the model sees.
-        fingerprint: of the model as the folder gives it.
+        fingerprint_parts: of the model as the folder gives it.
         report: what was measured of this very model, if it was.
         training: the record of the training that this very model came from, if there is one.
-        pictures: the report's pictures in the folder, a title and a file name each.
+        pictures: of the report, a title and a file name each.
     """
 
     architecture: str | None
     model_class: str
     labels: list[str]
     input_shape: tuple[int, ...]
-    fingerprint: str
+    fingerprint_parts: dict[str, str]
     report: RobustnessReport | None
     training: dict[str, Any] | None
     pictures: list[tuple[str, str]]
@@ -59,7 +67,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
     """Collect the facts from a checkpoint folder.
 
     A report or a training record counts only if its fingerprint is that of the model in the folder, a picture only if it
-    is the one that the report was saved with.
+    is the one that the report was saved with; its curve can be drawn anew.
 
     Args:
         folder: holds a checkpoint, and what training and evaluation left beside it.
@@ -69,12 +77,16 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
     """
     folder = Path(folder)
     model, processor = load_model(str(folder))
-    identity = fingerprint(model, processor)
+    identity, parts = fingerprint(model, processor), fingerprint_parts(model, processor)
     report = _evidence(folder / REPORT_NAME, lambda file: RobustnessReport.load(file.parent))
     if report is not None and report.model.get("fingerprint") != identity:
+        noted = report.model.get("fingerprint_parts") or {"weights": report.model.get("weights_sha256")}
+        logger.warning(f"{folder / REPORT_NAME} does not count: it is of a model with {difference(noted, parts)}")
         report = None
-    training = _evidence(folder / RECORD_NAME, lambda file: json.loads(file.read_text()))
+    training = _evidence(folder / RECORD_NAME, _record)
     if training is not None and training.get("fingerprint") != identity:
+        noted = training.get("fingerprint_parts") or {}
+        logger.warning(f"{folder / RECORD_NAME} does not count: it is of a model with {difference(noted, parts)}")
         training = None
     of_report = {} if report is None else report.pictures
     return CheckpointFacts(
@@ -82,15 +94,41 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
         model_class=type(model).__name__,
         labels=PixelClassifier(model, processor).labels,
         input_shape=tuple(to_pixels(processor)(Image.new("RGB", (256, 256))).shape),
-        fingerprint=identity,
+        fingerprint_parts=parts,
         report=report,
         training=training,
-        pictures=[(title, name) for title, name in _PICTURES if name in of_report and _is(folder / name, of_report[name])],
+        pictures=[
+            (title, name)
+            for title, name in _PICTURES
+            if (report is not None and report.curve if name == CURVE_NAME else _is(folder / name, of_report.get(name)))
+        ],
     )
 
 
-def _is(file: Path, sha256: str) -> bool:
-    return file.is_file() and file_sha256(file) == sha256
+def difference(noted: Mapping[str, str | None], parts: Mapping[str, str]) -> str:
+    """What one model differs in from another, by the parts of their fingerprints as `fingerprint_parts` gives them.
+
+    Args:
+        noted: of the one, all parts or some.
+        parts: of the other.
+
+    Example:
+        >>> difference({"weights": "a", "labels": "b"}, {"weights": "a", "labels": "c"})
+        'other labels'
+    """
+    differing = [name for name, value in noted.items() if parts.get(name) != value]
+    unknown = [name for name in parts if name not in noted]
+    return f"other {' and '.join(differing)}" if differing else f"another {' or '.join(unknown) or 'fingerprint'}"
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """A training's record, made sure that what is in it is of the types that a record has."""
+    content: dict[str, Any] = json.loads(file.read_text())
+    return Provenance().to_dict() | content | Provenance.from_dict(content).to_dict()
+
+
+def _is(file: Path, sha256: str | None) -> bool:
+    return sha256 is not None and file.is_file() and file_sha256(file) == sha256
 
 
 def _evidence(file: Path, read: Callable[[Path], Any]) -> Any:
@@ -115,35 +153,40 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
     Example:
         >>> model_card(read_facts("outputs/mine"), "you/mine").save("README.md")  # doctest: +SKIP
     """
-    name = repo_id.split("/")[-1]
+    name = checked_repo_id(repo_id).split("/")[-1]
     training, report = facts.training or {}, facts.report
     dataset = training.get("data", {}).get("dataset_name")
     data = ModelCardData(
-        model_name=name,
-        base_model=_hub_id(training.get("base_model")),
-        datasets=_hub_id(dataset),
-        license=license,
+        model_name=None if report is None else name,
+        eval_results=None if report is None else evaluation_results(report),
+        base_model=_hub_id(training.get("base_model_id"), known=True) or _hub_id(training.get("base_model")),
+        datasets=_hub_id(training.get("dataset_id"), known=True) or _hub_id(dataset),
+        license=None if license is None else one_line(license),
         library_name="timm" if facts.architecture is not None and not facts.needs_package else "transformers",
         pipeline_tag="image-classification",
         tags=["adversarial-robustness", "image-classification", "hf-robust-transfer"]
         + (["timm"] if facts.architecture is not None else []),
-        eval_results=None if report is None else evaluation_results(report),
     )
-    options = training.get("options", {})
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATE),
+    options, command = training.get("options", {}), training.get("command")
+    # Whatever the template shows was written elsewhere, and does nothing but show; what is marked is of this module.
+    environment = Environment(finalize=lambda value: value if isinstance(value, Markup) else escaped(value))
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        card_data=Markup(data.to_yaml()),
         name=name,
-        repo_id=repo_id,
+        repo_id=Markup(repo_id),
         facts=facts,
+        pictures=[(title, Markup(picture)) for title, picture in facts.pictures],
         report=report,
+        data_name=None if report is None else shown(report.data["name"]),
         training=facts.training,
         options=[(option, value) for option, value in options.items() if value is not None],
         summary=_summary(facts),
         how=_how(options, training.get("base_model"), dataset),
         resolution="×".join(map(str, facts.input_shape)),
-        evaluation_command=None if report is None else evaluation_command(report, repo_id),
+        evaluation_command=None if report is None else Markup(code_block(evaluation_command(report, repo_id), "bash")),
+        training_command=None if command is None else Markup(code_block(command, "bash")),
     )
+    return ModelCard(text)
 
 
 def evaluation_results(report: RobustnessReport) -> list[EvalResult]:
@@ -161,9 +204,9 @@ def evaluation_results(report: RobustnessReport) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="image-classification",
-            dataset_type=report.data["name"],
-            dataset_name=report.data["name"],
-            dataset_split=report.data["split"],
+            dataset_type=_hub_id(report.data.get("hub_id"), known=True) or _hub_id(report.data["name"]) or _LOCAL,
+            dataset_name=one_line(shown(report.data["name"])),
+            dataset_split=one_line(report.data["split"]),
             metric_type=metric,
             metric_name=name,
             metric_value=accuracy.value,
@@ -211,7 +254,7 @@ def _summary(facts: CheckpointFacts) -> str:
     claim = report.claim
     where = f", on the first {claim.samples} of them: more than the listed attacks found" if claim.lowered else ""
     return (
-        f"{first} On {report.data['samples']} images of {report.data['name']} it has a clean accuracy of"
+        f"{first} On {report.data['samples']} images of {shown(report.data['name'])} it has a clean accuracy of"
         f" {report.clean.value:.1%} and, under {report.title}, a robust accuracy of {claim.accuracy.value:.1%}"
         f" (worst case of {', '.join(claim.attacks)}{where})."
     )
@@ -231,6 +274,11 @@ def _how(options: dict[str, Any], base_model: str | None, dataset: str | None) -
     return ", ".join(parts) + "."
 
 
-def _hub_id(name: str | None) -> str | None:
-    """The name if it can be a Hub id; a local folder's name, which metadata must not hold, has no slash."""
-    return name if name is not None and name.count("/") == 1 else None
+def _hub_id(name: str | None, *, known: bool = False) -> str | None:
+    """A name that is known to be a Hub id or looks like one; a local folder's, which metadata must not hold, has no
+    slash.
+    """
+    try:
+        return checked_repo_id(name) if name is not None and (known or "/" in name) else None
+    except UsageError:
+        return None

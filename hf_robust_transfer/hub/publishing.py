@@ -1,25 +1,27 @@
 """Publish a checkpoint folder: one commit with everything a reader needs, and nothing that is not for others."""
 
+import hashlib
 import json
 import os
 import shlex
 import shutil
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import logging
 
 from ..errors import UsageError
+from ..evaluation.plots import plot_curve
 from ..modeling import load_model
-from ..modeling.fingerprint import fingerprint
+from ..modeling.fingerprint import fingerprint_parts
 from ..run_folder import (
-    ARGUMENTS_NAME,
     CARD_NAME,
     CONFIG_NAME,
+    CURVE_NAME,
     PROCESSOR_NAME,
     RECORD_NAME,
     REPORT_NAME,
@@ -28,52 +30,122 @@ from ..run_folder import (
     WEIGHTS_NAME,
     is_of_a_model,
 )
-from .card import model_card, read_facts
-from .sharing import check_for_secrets, shareable
+from ..sharing import check_for_secrets, shareable
+from .access import PublishingError, checked_repo_id, reason
+from .card import CheckpointFacts, difference, model_card, read_facts
 from .timm_layout import stand_alone
+
+# What a training resumes from; training_args.bin, which pickles the Hub token, is not needed, and the rest not for others.
+_TO_RESUME = re.compile(
+    r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|adapter_(config\.json|model\.safetensors)"
+    r"|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|run\.json|carried_\d+\.safetensors"
+    r"|(pytorch_model_fsdp|optimizer)_\d+/[\w.-]+|global_step\d+/[\w.-]+|latest"
+)
 
 logger = logging.get_logger(__name__)
 _background = HfApi()  # its worker takes one job after another
 
 
-class PublishingError(UsageError):
-    """Publishing failed; the message says why, that the local files are as they were, and how to publish them later."""
-
-
-def files_to_publish(folder: str | Path, repo_id: str, *, license: str | None = None) -> dict[str, Path | bytes]:
+def files_to_publish(
+    folder: str | Path, repo_id: str, *, license: str | None = None, token: str | None = None
+) -> dict[str, Path | bytes]:
     """What `publish` uploads of a checkpoint folder: paths in the repository, and files or contents.
 
     Makes the checkpoint stand alone, and renders its model card. Of all that lies beside the weights only what belongs to
     this very model is published: its report and pictures, its training's record, the image processor that it loads with.
+    What can be made from the report is made from it.
 
     Args:
         folder: holds a checkpoint, and what training and evaluation left beside it.
         repo_id: where it is to be published.
         license: of the weights, for the card.
+        token: that must not be in anything of it, besides those that this process knows of.
 
     Raises:
-        UsageError: the folder holds no checkpoint that can be loaded, or one that needs other files than are published; or
-            a text in it holds a secret.
+        UsageError: the folder holds no checkpoint that can be loaded, or one that needs other files than are published; its
+            report does not agree with itself; or something in it holds a secret.
     """
-    folder = Path(folder)
+    folder, repo_id = Path(folder), checked_repo_id(repo_id)
     if not (folder / CONFIG_NAME).is_file():
-        raise UsageError(f"{folder} holds no checkpoint: it has no config.json")
+        raise UsageError(f"{folder} holds no checkpoint: it has no {CONFIG_NAME}")
     stand_alone(folder)
     facts = read_facts(folder)
+    facts = replace(facts, training=shareable(facts.training))
     names = _weights(folder)
     # A timm model's image processor is in its configuration. This file would be another model's, and win on the Hub.
     names += [PROCESSOR_NAME] if facts.architecture is None else []
-    names += [RECORD_NAME] if facts.training is not None else []
-    names += [REPORT_NAME, *(picture for _, picture in facts.pictures)] if facts.report is not None else []
     chosen: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
-    chosen[CONFIG_NAME] = shareable(folder / CONFIG_NAME)
-    _check_that_it_loads(chosen, facts.fingerprint, folder)
-    if facts.report is not None:  # an interrupted evaluation may have left another report's
-        chosen[REPORT_TEXT_NAME] = facts.report.markdown().encode()
+    for name in (CONFIG_NAME, RECORD_NAME, REPORT_NAME):  # from which places can be left out; a token is nothing to pass over
+        if (folder / name).is_file():
+            check_for_secrets(name, folder / name, [token], places=False)
+    chosen[CONFIG_NAME] = _json(_for_others(CONFIG_NAME, json.loads((folder / CONFIG_NAME).read_text()), repo_id))
+    _check_that_it_loads(chosen, facts, folder)
+    if facts.training is not None:
+        chosen[RECORD_NAME] = _json(facts.training)
+    if facts.report is not None:
+        pictures = _pictures(facts, folder)
+        hashes = {name: hashlib.sha256(picture).hexdigest() for name, picture in pictures.items()}
+        report = replace(facts.report.for_others(), pictures=hashes)
+        chosen |= {REPORT_NAME: report.to_json().encode(), REPORT_TEXT_NAME: report.markdown().encode(), **pictures}
+        there = [(title, name) for title, name in facts.pictures if name in pictures]
+        facts = replace(facts, report=report, pictures=there)
     chosen[CARD_NAME] = str(model_card(facts, repo_id, license=license)).encode()
     for name, content in chosen.items():
-        check_for_secrets(name, content)
+        check_for_secrets(name, content, [token])
     return chosen
+
+
+def files_to_resume(folder: str | Path, *, token: str | None = None) -> dict[str, Path | bytes]:
+    """What others need of a trainer's checkpoint to go on from it: paths in the folder, and files or contents.
+
+    Args:
+        folder: the checkpoint.
+        token: as for `files_to_publish`.
+
+    Raises:
+        UsageError: something in it holds a secret.
+    """
+    chosen: dict[str, Path | bytes] = {}
+    for file in sorted(Path(folder).rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and _TO_RESUME.fullmatch(name):
+            is_json = file.suffix == ".json"
+            check_for_secrets(name, file, [token], places=not is_json)
+            chosen[name] = _json(_for_others(name, json.loads(file.read_text()))) if is_json else file
+            if is_json:
+                check_for_secrets(name, chosen[name], [token])
+    return chosen
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _for_others(name: str, content: Any, repo_id: str | None = None) -> Any:
+    """A JSON file's content without the places of this machine; of a configuration, where it can be without them."""
+    if name != CONFIG_NAME:
+        return shareable(content)
+    training = content.get("robust_training")
+    if training is not None:
+        named = {} if repo_id is None else {"hub_id": repo_id}
+        content = content | {"robust_training": shareable(training) | named}
+    return {key: shareable(value) if key == "_name_or_path" else value for key, value in content.items()}
+
+
+def _pictures(facts: CheckpointFacts, folder: Path) -> dict[str, bytes]:
+    """A report's pictures by their names; the curve is drawn anew, and left out with a warning where that fails."""
+    pictures: dict[str, bytes] = {}
+    for _, name in facts.pictures:
+        if name != CURVE_NAME:
+            pictures[name] = (folder / name).read_bytes()
+            continue
+        try:
+            with TemporaryDirectory(prefix="_publishing-", dir=folder) as place:
+                plot_curve(facts.report, Path(place, name))  # type: ignore[arg-type]
+                pictures[name] = Path(place, name).read_bytes()
+        except Exception as error:  # of matplotlib, of a font
+            logger.warning(f"{name} could not be drawn, and is not published: {type(error).__name__}: {error}")
+    return pictures
 
 
 def _weights(folder: Path) -> list[str]:
@@ -81,10 +153,14 @@ def _weights(folder: Path) -> list[str]:
     index = folder / WEIGHTS_INDEX_NAME
     if (folder / WEIGHTS_NAME).is_file() or not index.is_file():
         return [WEIGHTS_NAME]
-    return [index.name, *sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        if not is_of_a_model(name):
+            raise UsageError(f"{index} names {name!r}, which is no file of weights: save the model anew")
+    return [index.name, *names]
 
 
-def _check_that_it_loads(files: dict[str, Path | bytes], expected: str, beside: Path) -> None:
+def _check_that_it_loads(files: dict[str, Path | bytes], facts: CheckpointFacts, beside: Path) -> None:
     """Make sure that the files to be published are, without any other, the model that the folder gives.
 
     Raises:
@@ -96,11 +172,12 @@ def _check_that_it_loads(files: dict[str, Path | bytes], expected: str, beside: 
                 Path(place, name).write_bytes(content)
             else:
                 _link(str(content), str(Path(place, name)))
-        found = fingerprint(*load_model(place))
-    if found != expected:
+        found = fingerprint_parts(*load_model(place))
+    if found != facts.fingerprint_parts:
         raise UsageError(
-            f"what would be published of {beside} is not the model that the folder gives: other files there change it, and"
-            " are not for others; save the model and its image processor anew, into an empty folder"
+            f"what would be published of {beside} is not the model that the folder gives, but one with"
+            f" {difference(found, facts.fingerprint_parts)}: other files there change it, and are"
+            " not for others; save the model and its image processor anew, into an empty folder"
         )
 
 
@@ -133,14 +210,11 @@ def publish(
         UsageError: as for `files_to_publish`.
         PublishingError: the Hub refused, or could not be reached.
     """
-    files = files_to_publish(folder, repo_id, license=license)
+    for what, text in (("commit_message", commit_message), ("revision", revision)):
+        check_for_secrets(f"--{what}", text, [token])
+    files = files_to_publish(folder, repo_id, license=license, token=token)
     if resumable_at is not None:
-        everything = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
-        files |= {
-            f"{resumable_at}/{file.relative_to(folder).as_posix()}": shareable(file)
-            for file in everything
-            if file.name != ARGUMENTS_NAME
-        }
+        files |= {f"{resumable_at}/{name}": content for name, content in files_to_resume(folder, token=token).items()}
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -161,7 +235,7 @@ def publish(
     except Exception as error:  # the Hub client raises its HTTP library's errors, too
         later = shlex.join(["hf-robust-transfer", "publish", "--folder", str(folder), "--repo_id", repo_id])
         raise PublishingError(
-            f"publishing to {repo_id} failed: {_reason(error)} No part of it is on the Hub without the rest, and"
+            f"publishing to {repo_id} failed: {reason(error)} No part of it is on the Hub without the rest, and"
             f" {folder} is as it was. Publish it later, without training again: {later}"
         ) from error
 
@@ -194,14 +268,3 @@ def _link(source: str, target: str) -> None:
         os.link(os.path.realpath(source), target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
-
-
-def _reason(error: Exception) -> str:
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-    reasons = {
-        401: "the Hub does not accept the token (401): log in with `hf auth login`, or pass --token.",
-        403: "the token may not write there (403): use one with write access, or another --repo_id.",
-        409: "somebody else committed at the same time (409).",
-        412: "somebody else committed at the same time (412).",
-    }
-    return reasons.get(status or 0, f"{str(error).strip().partition(chr(10))[0].rstrip('.')}.")

@@ -2,25 +2,31 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate import PartialState
+from transformers.utils import logging
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
 from ..errors import UsageError
 from ..evaluation.named_attacks import attack_summaries, parse_attacks
 from ..evaluation.plots import plot_curve, plot_examples
-from ..evaluation.report import RobustnessReport, shown
+from ..evaluation.report import RobustnessReport
 from ..evaluation.robustness import DEFAULT_ATTACKS, evaluate_subject
 from ..evaluation.subject import Settings, make_ready
 from ..modeling import PixelClassifier, load_model
+from ..modeling.fingerprint import fingerprint_parts
 from ..provenance import TrainedFor
 from ..run_folder import CURVE_NAME, EXAMPLES_NAME, PROGRESS_NAME, REPORT_NAME, REPORT_TEXT_NAME
+from ..sharing import shown
 from ..threat_model import ThreatModel, parse_eps
 from .folder import locked
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -201,19 +207,33 @@ def _evaluate_checkpoint(
         surrogate_name=None if args.surrogate is None else shown(args.surrogate),
         folder=progress_dir,
     )
+    report = replace(
+        report,
+        model=report.model | {"fingerprint_parts": fingerprint_parts(model, processor)},
+        data=report.data | {"hub_id": data.hub_id},
+    )
     if state.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
         for picture in (CURVE_NAME, EXAMPLES_NAME):  # of an earlier report
             (output_dir / picture).unlink(missing_ok=True)
+        report.save(output_dir)
         if report.curve:
-            plot_curve(report, output_dir / CURVE_NAME)
-        plot_examples(subject, dataset, threat_model, output_dir / EXAMPLES_NAME, title=shown(name))
+            _draw(plot_curve, report, output_dir / CURVE_NAME)
+        _draw(plot_examples, subject, dataset, threat_model, output_dir / EXAMPLES_NAME, title=shown(name))
         report = report.with_pictures(output_dir, CURVE_NAME, EXAMPLES_NAME)
         report.save(output_dir)
         shutil.rmtree(progress_dir, ignore_errors=True)
         print(report.summary())
         print(f"The whole report is in {output_dir / REPORT_TEXT_NAME} and {REPORT_NAME}, with pictures beside them.")
     return report
+
+
+def _draw(plot: Callable[..., None], *what: Any, **options: Any) -> None:
+    """Draw a picture; one that fails costs no report."""
+    try:
+        plot(*what, **options)
+    except Exception as error:  # of matplotlib, of a font, of a disk that is full
+        logger.warning(f"a picture could not be drawn, the report is there without it: {type(error).__name__}: {error}")
 
 
 def _surrogate(name: str | None, classifier: PixelClassifier, hub_options: dict[str, Any]) -> PixelClassifier | None:

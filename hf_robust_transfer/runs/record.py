@@ -12,12 +12,12 @@ from transformers import TrainingArguments
 
 from ..atomic import write_json
 from ..data import DataArguments, ImageSplits
-from ..evaluation.report import shown
 from ..evaluation.robustness import hardware
 from ..modeling import load_model
-from ..modeling.fingerprint import fingerprint
+from ..modeling.fingerprint import fingerprint, fingerprint_parts
 from ..provenance import Provenance, options_that_affect
-from ..run_folder import CONFIG_NAME, RECORD_NAME
+from ..run_folder import CONFIG_NAME, RECORD_NAME, read_json
+from ..sharing import shareable, shown
 from ..training import RobustTrainingArguments
 
 _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets", "accelerate")
@@ -45,19 +45,39 @@ def command_line(command: Sequence[str]) -> str:
         >>> command_line(["finetune", "--dataset_name", "/data/pets", "--hub_token", "hf_secret"])
         'accelerate launch -m hf_robust_transfer.cli.finetune --dataset_name pets'
     """
-    kept: list[str] = []
     name, *given = command
+    kept: list[str] = []
+    tokens: list[str] = []
     arguments = iter(given)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         if _NOT_FOR_OTHERS.fullmatch(flag.replace("-", "_").replace("__", "--", 1)):
-            if not equals:
-                next(arguments, None)
-        elif equals:
-            kept.append(f"{flag}={shown(value)}")
+            tokens.append(value if equals else next(arguments, ""))
         else:
-            kept.append(shown(argument))
-    return f"accelerate launch -m hf_robust_transfer.cli.{Path(name).stem} {shlex.join(kept)}".rstrip()
+            kept.append(argument)
+    texts = [_shown_argument(argument, tokens) for argument in kept]
+    return f"accelerate launch -m hf_robust_transfer.cli.{Path(name).stem} {shlex.join(texts)}".rstrip()
+
+
+def _shown_argument(argument: str, tokens: Sequence[str]) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{flag}={shown(value, tokens)}" if equals and flag.startswith("--") else shareable([argument], tokens)[0]
+
+
+def hub_id_of(model: str) -> str | None:
+    """The Hub id of a model or, where it was trained here, of the nearest one before it that has one.
+
+    Args:
+        model: a Hub id, or a folder: of the Hub's cache, downloaded after `hf_robust_transfer.hub.publish`, or of a run.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        return model if "/" in model else None
+    cached = re.search(r"models--(.+?)--(.+?)/snapshots/[0-9a-f]+$", folder.absolute().as_posix())
+    if cached is not None:
+        return f"{cached[1]}/{cached[2]}"
+    training = (read_json(folder / CONFIG_NAME) or {}).get("robust_training") or {}
+    return training.get("hub_id") or (read_json(folder / RECORD_NAME) or {}).get("base_model_id")
 
 
 def identity(args: RobustTrainingArguments, data: DataArguments | None, more: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +94,7 @@ def identity(args: RobustTrainingArguments, data: DataArguments | None, more: di
     options = {**more, **own, **({} if data is None else asdict(data))}
     inherited = {option.name for option in fields(TrainingArguments)} - set(RobustTrainingArguments.__annotations__)
     return {
-        name: shown(value) if isinstance(value, str) and name in _PLACES else value
+        name: shareable(value)
         for name, value in options.items()
         if not (name in inherited and _OF_NO_EFFECT.fullmatch(name))
         and not (name in _PLACES and isinstance(value, str) and Path(value).exists())
@@ -111,21 +131,21 @@ def write_training_record(
         if name in own or name in _ALWAYS_TOLD or (not _OF_NO_EFFECT.fullmatch(name) and value != usual.get(name, object()))
     }
     whole = (folder / CONFIG_NAME).is_file()  # a sharded checkpoint has none
+    made = load_model(str(folder)) if whole else None
     record = Provenance(
-        fingerprint=fingerprint(*load_model(str(folder))) if whole else None,
+        fingerprint=None if made is None else fingerprint(*made),
+        fingerprint_parts={} if made is None else fingerprint_parts(*made),
         command=None if command is None else command_line(command),
         base_model=None if base_model is None else shown(base_model),
-        data={} if data is None else {name: _shown(value) for name, value in asdict(data).items() if value is not None},
+        base_model_id=None if base_model is None else hub_id_of(base_model),
+        dataset_id=None if data is None else data.hub_id,
+        data={} if data is None else shareable({name: value for name, value in asdict(data).items() if value is not None}),
         images={"train": len(splits.train), "validation": len(splits.validation)},
         training_images=training_images,
-        options=options,
+        options=shareable(options),
         processes=args.world_size,
         seconds=seconds,
         hardware=hardware(),
         versions={name: version(name) for name in _LIBRARIES},
     )
     write_json(folder / RECORD_NAME, record.to_dict())
-
-
-def _shown(value: Any) -> Any:
-    return shown(value) if isinstance(value, str) else value

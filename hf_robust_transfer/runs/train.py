@@ -14,6 +14,7 @@ from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint
 from ..provenance import Provenance
 from ..run_folder import FINISHED_NAME, RECORD_NAME, RESULTS_NAME, STATE_NAME, read_json, results_name
+from ..sharing import shareable, tokenless
 from ..training import RobustTrainer, RobustTrainingArguments
 from ..transfer import describe
 from .folder import begin
@@ -77,7 +78,8 @@ def train_and_evaluate(
         eval_dataset=datasets["validation"],
     )
     if data is not None:
-        model.config.robust_training["data"] = data.source
+        trainer.trained_on = tokenless(data.source)
+        model.config.robust_training["data"] = shareable(data.source)
     if trainer.is_world_process_zero():
         print(describe(model), flush=True)
     images = datasets["train"].content_sha256 if trainer.is_world_process_zero() else None

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ..errors import UsageError
 from ..functions import choices, choose_function, options_of, read_options, registered
 from ..objectives import OBJECTIVES
+from ..sharing import shareable, shown
 from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
@@ -210,6 +211,13 @@ class RobustTrainingArguments(TrainingArguments):
             self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
         self.remove_unused_columns = False  # the sample index that randomness is keyed by is not the model's argument
         super().__post_init__()  # type: ignore[no-untyped-call]
+        for name in ("run_name", "project"):  # which trackers are told as they are
+            if getattr(self, name, None):
+                setattr(self, name, shown(getattr(self, name), [self.hub_token]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as trackers and logs get them: no tokens, no places of this machine."""
+        return dict(shareable(super().to_dict(), [self.hub_token]))  # type: ignore[no-untyped-call]
 
     def check(self) -> None:
         """Refuse options that are out of range or do not go together.

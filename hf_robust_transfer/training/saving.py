@@ -33,12 +33,14 @@ class SavingTrainer(Trainer):
     """All of `RobustTrainer` that touches folders and the Hub.
 
     A checkpoint also holds what an objective carries from step to step (``carried``), each process's its own. The Hub
-    gets one commit with what is for others, by either of the base class's ways.
+    gets one commit with what is for others, by either of the base class's ways. ``trained_on`` are the options that say
+    where the training's images come from, for the configuration of what is saved.
     """
 
     model: PreTrainedModel
     carried: dict[str, Tensor]
     resumed_from: str | bool | None
+    trained_on: dict[str, Any] | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as for `transformers.Trainer`."""
@@ -65,15 +67,26 @@ class SavingTrainer(Trainer):
         if self.args.should_save and not self.is_deepspeed_enabled:  # whose processes write into one folder together
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
-                super().save_model(staging, _internal_call=True)
+                self._save_with_data(staging)
                 if Path(staging, CONFIG_NAME).is_file():  # a sharded FSDP checkpoint has none
                     stand_alone(staging)
                 for file in Path(staging).iterdir():
                     file.replace(folder / file.name)
         else:
-            super().save_model(str(folder), _internal_call=True)
+            self._save_with_data(str(folder))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_with_data(self, folder: str) -> None:
+        """Save with the places of the data in the configuration, which tells later evaluations here, and no log."""
+        training = getattr(self.model.config, "robust_training", None)
+        if training is not None and self.trained_on is not None:
+            self.model.config.robust_training = {**training, "data": self.trained_on}
+        try:
+            super().save_model(folder, _internal_call=True)
+        finally:
+            if training is not None:
+                self.model.config.robust_training = training
 
     def share_buffers(self) -> None:
         """Give every process the batch-norm statistics of the first, which are those that are saved."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from figures import FIGURES
 from hf_robust_transfer.atomic import replacing
-from hf_robust_transfer.evaluation.report import shown
 from hf_robust_transfer.evaluation.robustness import hardware
 from hf_robust_transfer.run_folder import RECORD_NAME, REPORT_NAME
+from hf_robust_transfer.sharing import shown
 from plan import ARRAYS, CHECK, FEATURES, Inputs, Run
 
 NOTES = "commands.json"

@@ -1,7 +1,10 @@
 """What lies beside a model counts only for this very model, and the Hub loads what the folder loads."""
 
+import hashlib
+import io
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.data import DataArguments
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.evaluation import RobustnessReport, evaluate_robustness
+from hf_robust_transfer.evaluation.accuracy import Accuracy
+from hf_robust_transfer.evaluation.report import CurvePoint
 from hf_robust_transfer.hub import files_to_publish, publish, read_facts
 from hf_robust_transfer.modeling import PixelClassifier, load_model
 from hf_robust_transfer.modeling.fingerprint import fingerprint
@@ -34,6 +39,12 @@ def save(made, folder):
     for part in made:
         part.save_pretrained(folder)
     return folder
+
+
+def with_curve(folder):
+    """The report of a folder with a curve of its first ten images."""
+    points = [CurvePoint(eps, 10, Accuracy.of(np.arange(10) < count)) for eps, count in ((0.0, 8), (0.1, 3))]
+    return replace(RobustnessReport.load(folder), curve=points)
 
 
 def edit(file, change):
@@ -82,10 +93,8 @@ def test_what_does_not_load_alone_as_in_its_folder_is_not_published(tiny, tmp_pa
 
 
 def test_what_an_earlier_model_had_beside_it_on_the_hub_goes_with_it(hub, published, tiny, tmp_path):
-    evaluated = RobustnessReport.load(published)
-    for name in ("robustness_curve.png", "robustness_examples.png"):
-        Image.new("RGB", (4, 4)).save(published / name)
-    evaluated.with_pictures(published, "robustness_curve.png", "robustness_examples.png").save(published)
+    Image.new("RGB", (4, 4)).save(published / "robustness_examples.png")
+    with_curve(published).with_pictures(published, "robustness_examples.png").save(published)
     publish(published, "user/mine")
     ours = {"robustness.json", "robustness.md", "robustness_curve.png", "robustness_examples.png", "training.json"}
     assert ours <= set(hub.files("user/mine"))
@@ -134,13 +143,34 @@ def test_a_report_without_a_fingerprint_or_one_that_cannot_be_read_is_no_evidenc
 
 
 def test_a_picture_that_is_not_the_report_s_is_not_published(published):
-    picture = published / "robustness_curve.png"
+    picture = published / "robustness_examples.png"
     Image.new("RGB", (4, 4)).save(picture)
-    assert "robustness_curve.png" not in files_to_publish(published, "me/mine")
+    assert picture.name not in files_to_publish(published, "me/mine")
     RobustnessReport.load(published).with_pictures(published, picture.name).save(published)
-    assert "robustness_curve.png" in files_to_publish(published, "me/mine")
+    assert picture.name in files_to_publish(published, "me/mine")
     Image.new("RGB", (5, 5)).save(picture)
-    assert "robustness_curve.png" not in files_to_publish(published, "me/mine")
+    assert picture.name not in files_to_publish(published, "me/mine")
+
+
+def test_the_curve_is_drawn_from_the_report_whatever_picture_lies_there(published):
+    Image.new("RGB", (4, 4)).save(published / "robustness_curve.png")
+    with_curve(published).with_pictures(published, "robustness_curve.png").save(published)
+    (published / "robustness.md").write_text("# 99.9 % robust")
+    files = files_to_publish(published, "me/mine")
+    drawn = files["robustness_curve.png"]
+    assert min(Image.open(io.BytesIO(drawn)).size) > 500
+    assert json.loads(files["robustness.json"])["pictures"] == {"robustness_curve.png": hashlib.sha256(drawn).hexdigest()}
+    assert b"99.9" not in files["robustness.md"] and "robustness_curve.png" in files["README.md"].decode()
+
+
+def test_a_curve_that_cannot_be_drawn_is_a_warning_and_no_part_of_the_card(published, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no font")
+
+    with_curve(published).save(published)
+    monkeypatch.setattr("hf_robust_transfer.hub.publishing.plot_curve", fail)
+    files = files_to_publish(published, "me/mine")
+    assert "robustness.json" in files and "robustness_curve.png" not in {*files} | {*files["README.md"].decode().split("(")}
 
 
 def test_an_evaluation_that_goes_on_with_another_normalisation_starts_anew(tiny, digit_batch, tmp_path):
