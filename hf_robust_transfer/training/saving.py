@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils.hub import PushInProgress
 
-from ..hub import publish, publish_in_background, stand_alone
+from ..hub import PublishingError, publish, publish_in_background, stand_alone
+from ..hub.access import reason
 from ..run_folder import CONFIG_NAME, RUN_NAME, step_of
 
 
@@ -46,6 +47,17 @@ class SavingTrainer(Trainer):
         """Train, as for `transformers.Trainer`."""
         self.resumed_from = resume_from_checkpoint
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository that is pushed to.
+
+        Raises:
+            PublishingError: the Hub refuses, before anything is trained.
+        """
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except Exception as error:  # the Hub client raises its HTTP library's errors, too
+            raise PublishingError(f"--push_to_hub is not possible: {reason(error)}") from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and its image processor; a disk that fills up leaves the model that was there.

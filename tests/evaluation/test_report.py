@@ -1,5 +1,6 @@
 """The report of an evaluation and its pictures."""
 
+import matplotlib
 import pytest
 from evaluated_digits import EPS
 from PIL import Image
@@ -48,11 +49,16 @@ def test_radii_are_written_as_people_do():
     assert [eps_text(eps) for eps in radii] == ["8/255", "2/255", "0.5/255", "0.1", "0.031", "0.5", "0"]
 
 
-def test_the_pictures_are_drawn(classifier, data, tmp_path):
-    options = {"self_check_samples": 0, "curve_samples": 20, "progress": False}
+NASTY = ("$5 bill_$", "$", "a_$b^{", "\\frac{", "line\nbreak", "nul\0", "%", "日本 🐶", "\ud800", "x" * 300)
+
+
+def test_the_pictures_are_drawn_whatever_the_names_are(classifier, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)  # as some have it
+    options = {"self_check_samples": 0, "curve_samples": 20, "progress": False, "model_name": " ".join(NASTY)}
     report = evaluate_robustness(classifier, data[:20], EPS, ["fgsm"], **options)
     plot_curve(report, tmp_path / "curve.png")
-    plot_examples(make_ready(classifier, data), data, EPS, tmp_path / "examples.png", title="digits")
+    subject = make_ready(classifier, data, labels=NASTY)
+    plot_examples(subject, data, EPS, tmp_path / "examples.png", title=" ".join(NASTY), columns=10)
     for name in ("curve.png", "examples.png"):
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 500 and len(picture.convert("RGB").getcolors(1 << 24)) > 20

@@ -12,6 +12,8 @@ import datasets
 import pytest
 from evaluated_digits import images_of, without_times
 
+from hf_robust_transfer import runs
+from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.evaluation import RobustnessReport
 from hf_robust_transfer.runs.folder import locked
 
@@ -73,6 +75,21 @@ def test_the_recipe_evaluates_on_the_data_and_threat_model_of_training(uninterru
     assert str(report.worst_case) in output and "AutoAttack was not" not in output
     names = {"robustness.json", "robustness.md", "robustness_curve.png", "robustness_examples.png"}
     assert {path.name for path in folder.iterdir()} == names
+
+
+def test_a_picture_that_fails_is_a_warning_and_the_report_is_there_before_it(checkpoint, tmp_path, monkeypatch, caplog):
+    there = []
+
+    def fail(*args, **kwargs):
+        there.append((tmp_path / "robustness.json").is_file())
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(runs.evaluate, "plot_curve", fail)
+    monkeypatch.setattr(runs.evaluate, "plot_examples", fail)
+    arguments = ["--model_name_or_path", checkpoint, "--attacks", "fgsm", *SMALL, "--self_check_samples", "0"]
+    run_command("evaluate", [*map(str, arguments), "--output_dir", str(tmp_path)])
+    assert there == [True, True] and RobustnessReport.load(tmp_path).pictures == {}
+    assert {path.name for path in tmp_path.iterdir()} == {"robustness.json", "robustness.md"}
 
 
 def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(uninterrupted, checkpoint, tmp_path):
