@@ -19,7 +19,7 @@ RECORD_NAME = "training.json"  # how the model here was made
 RESULTS_NAME = "all_results.json"
 FINISHED_NAME = "finished.json"  # written last of all
 STATE_NAME = "trainer_state.json"  # written last in a checkpoint
-ARGUMENTS_NAME = "training_args.bin"  # the one file of a checkpoint with the Hub token, and that resuming does not need
+ARGUMENTS_NAME = "training_args.bin"  # pickled, with the Hub token
 REPORT_NAME, REPORT_TEXT_NAME = "robustness.json", "robustness.md"
 CURVE_NAME, EXAMPLES_NAME = "robustness_curve.png", "robustness_examples.png"
 COMPARISON_NAME = "comparison.json"  # the quickstart's table
@@ -43,6 +43,13 @@ _OF_A_MODEL = re.compile(
 # What else is of one run.
 _OF_A_RUN = re.compile(
     r"\w+_results\.json|" + "|".join(map(re.escape, (STATE_NAME, RUN_NAME, FINISHED_NAME, COMPARISON_NAME, ARGUMENTS_NAME)))
+)
+# Of a checkpoint, what a training resumes from.
+_FOR_RESUMING = re.compile(
+    r"model[^/]*\.safetensors(\.index\.json)?|adapter_(config\.json|model\.safetensors)|carried_\d+\.safetensors|latest"
+    r"|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
+    r"|((pytorch_model_fsdp|optimizer)_\d+|global_step\d+)/[\w.-]+|"
+    + "|".join(map(re.escape, (CONFIG_NAME, PROCESSOR_NAME, STATE_NAME, RUN_NAME)))
 )
 _LEFT_BEHIND = re.compile(r"_(saving|publishing)-.*|.*\.part")
 
@@ -105,6 +112,16 @@ def is_of_a_model(name: str) -> bool:
         (True, True, False)
     """
     return _OF_A_MODEL.fullmatch(name) is not None
+
+
+def is_for_resuming(path: str) -> bool:
+    """Whether a file at this path in a checkpoint is needed to resume from it; the pickled arguments, for one, are not.
+
+    Example:
+        >>> is_for_resuming("optimizer.pt"), is_for_resuming("training_args.bin"), is_for_resuming(".env")
+        (True, False, False)
+    """
+    return _FOR_RESUMING.fullmatch(path) is not None
 
 
 def results_name(split: str) -> str:

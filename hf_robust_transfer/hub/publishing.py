@@ -28,19 +28,13 @@ from ..run_folder import (
     REPORT_TEXT_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
+    is_for_resuming,
     is_of_a_model,
 )
 from ..sharing import check_for_secrets, shareable
 from .access import PublishingError, checked_repo_id, reason
 from .card import CheckpointFacts, difference, model_card, read_facts
 from .timm_layout import stand_alone
-
-# What a training resumes from; training_args.bin, which pickles the Hub token, is not needed, and the rest not for others.
-_TO_RESUME = re.compile(
-    r"config\.json|preprocessor_config\.json|model.*\.safetensors(\.index\.json)?|adapter_(config\.json|model\.safetensors)"
-    r"|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|trainer_state\.json|run\.json|carried_\d+\.safetensors"
-    r"|(pytorch_model_fsdp|optimizer)_\d+/[\w.-]+|global_step\d+/[\w.-]+|latest"
-)
 
 logger = logging.get_logger(__name__)
 _background = HfApi()  # its worker takes one job after another
@@ -75,7 +69,11 @@ def files_to_publish(
     # A timm model's image processor is in its configuration. This file would be another model's, and win on the Hub.
     names += [PROCESSOR_NAME] if facts.architecture is None else []
     chosen: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
-    for name in (CONFIG_NAME, RECORD_NAME, REPORT_NAME):  # from which places can be left out; a token is nothing to pass over
+    for name in (
+        CONFIG_NAME,
+        RECORD_NAME,
+        REPORT_NAME,
+    ):  # from which places can be left out; a token is nothing to pass over
         if (folder / name).is_file():
             check_for_secrets(name, folder / name, [token], places=False)
     chosen[CONFIG_NAME] = _json(_for_others(CONFIG_NAME, json.loads((folder / CONFIG_NAME).read_text()), repo_id))
@@ -108,7 +106,7 @@ def files_to_resume(folder: str | Path, *, token: str | None = None) -> dict[str
     chosen: dict[str, Path | bytes] = {}
     for file in sorted(Path(folder).rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and _TO_RESUME.fullmatch(name):
+        if file.is_file() and is_for_resuming(name):
             is_json = file.suffix == ".json"
             check_for_secrets(name, file, [token], places=not is_json)
             chosen[name] = _json(_for_others(name, json.loads(file.read_text()))) if is_json else file
@@ -155,7 +153,7 @@ def _weights(folder: Path) -> list[str]:
         return [WEIGHTS_NAME]
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
-        if not is_of_a_model(name):
+        if not is_of_a_model(name) or Path(name).name != name:
             raise UsageError(f"{index} names {name!r}, which is no file of weights: save the model anew")
     return [index.name, *names]
 
