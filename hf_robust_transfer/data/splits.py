@@ -224,9 +224,8 @@ def _has_labels(split: Dataset, name: str, arguments: DataArguments | None = Non
     labels = split[column] if column in split.column_names else ()
     known = any(label not in (None, "") and not (isinstance(label, int) and label < 0) for label in labels)
     if not known:
-        logger.warning(
-            f"the {name} split is left out: none of its {len(split)} images has a label, or one of these classes"
-        )
+        lacking = "a label" if arguments is not None else "one of these classes"
+        logger.warning(f"the {name} split is left out: none of its {len(split)} images has {lacking}")
     return known
 
 
