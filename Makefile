@@ -7,6 +7,10 @@ INSTALLED_DEV := $(VENV)/installed-dev
 # Trainer would spread one process over all GPUs.
 CUDA_VISIBLE_DEVICES ?= 0
 
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# A file's tests go to one process, and share what they set up.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow test-latest test-lowest coverage reference lint format clean
 
@@ -20,23 +24,23 @@ quickstart: $(INSTALLED)  ## run the embedded example anew, on the first GPU if 
 		-m hf_robust_transfer.cli.quickstart --overwrite_output_dir $(ARGS)
 
 test: $(INSTALLED_DEV)  ## run the tests but the slow ones; pytest's flags in ARGS="…"
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(INSTALLED_DEV)  ## run the slow tests
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -m slow $(ARGS)
+	$(OFFLINE) $(BIN)/python -m pytest -m slow $(ARGS)
 
 test-latest:  ## run the tests with the newest releases of everything, in a venv of its own
 	$(PYTHON) -m venv .venv-latest && .venv-latest/bin/python -m pip install --quiet uv
 	.venv-latest/bin/uv pip install --python .venv-latest/bin/python --upgrade --editable '.[test]'
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false .venv-latest/bin/python -m pytest $(ARGS)
+	$(OFFLINE) .venv-latest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-lowest:  ## run the tests with the oldest releases that pyproject.toml allows, in a venv of its own
 	$(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/python -m pip install --quiet uv
 	.venv-lowest/bin/uv pip install --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false .venv-lowest/bin/python -m pytest $(ARGS)
+	$(OFFLINE) .venv-lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 coverage: $(INSTALLED_DEV)  ## run the tests, and say which lines they miss
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
+	$(OFFLINE) $(BIN)/python -m pytest $(PARALLEL) \
 		--cov hf_robust_transfer --cov-report term-missing $(ARGS)
 
 reference: $(INSTALLED_DEV)  ## write docs/reference.md from the code

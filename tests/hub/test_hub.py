@@ -87,8 +87,9 @@ except (ImportError, RuntimeError) as error:
 """
 
 
-@pytest.mark.parametrize("architecture", ["cifar_resnet18", "cifar_wrn"])
-@pytest.mark.parametrize("how", ["first", "last", "not"])
+@pytest.mark.parametrize(
+    ("architecture", "how"), [("cifar_resnet18", "first"), ("cifar_wrn", "last"), ("cifar_resnet18", "not")]
+)
 def test_one_import_registers_the_package_s_own_architectures(tmp_path, architecture, how):
     size = {"depth": 10, "width": 1} if architecture == "cifar_wrn" else None
     model, _ = create_model(architecture, id2label=LABELS, model_args=size)

@@ -133,6 +133,7 @@ def test_training_is_in_bf16_only_where_the_hardware_multiplies_in_it(module, tm
     assert {device.type == "cpu" for device in asked} == {not torch.accelerator.is_available()}
 
 
+@pytest.mark.slow
 def test_an_experiment_leaves_figures_goes_on_where_it_was_and_is_not_mixed_with_another(start, tmp_path):
     done = start("--experiments", "same_task")
     assert done.returncode == 0, done.stderr

@@ -37,14 +37,19 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("objective", "workers", "crop"),
+    ("objective", "workers", "crop", "kills"),
     [
-        *(("natural", 0, 1), ("natural", 2, 1)),
-        ("natural", 0, 0),  # features are known: the student's in the warm start, the teacher's always
-        *(pytest.param("free", workers, 1, marks=pytest.mark.slow) for workers in (0, 2)),
+        ("natural", 2, 1, [(5, 3)]),
+        ("natural", 0, 0, [(16, 15)]),  # features are known: the student's in the warm start, the teacher's always
+        pytest.param("natural", 0, 0, [(5, 3)], marks=pytest.mark.slow),
+        *(
+            pytest.param(objective, workers, 1, [(5, 3), (16, 15)], marks=pytest.mark.slow)
+            for objective in ("natural", "free")
+            for workers in (0, 2)
+        ),
     ],
 )
-def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp_path, objective, workers, crop):
+def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp_path, objective, workers, crop, kills):
     # 10 steps an epoch; the warm start ends with step 9. Kills fall into its midst and, in the second epoch, after it.
     config = {
         **CONVNEXT,
@@ -68,7 +73,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp
     status, output = run(config, tmp_path / "whole")
     assert status == 0, output
     expected = final(tmp_path / "whole")["weights"]
-    for kill_at, last_checkpoint in ((5, 3), (16, 15)):
+    for kill_at, last_checkpoint in kills:
         folder = tmp_path / f"killed_at_{kill_at}"
         status, output = run({**config, "kill_at": kill_at}, folder)
         assert status == -signal.SIGKILL, output
@@ -80,7 +85,12 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp
 
 @pytest.mark.parametrize(
     ("objective", "lwf_weight", "crop"),
-    [("natural", 0.5, 1), ("natural", 0.5, 0), ("pgd", 0.0, 1), pytest.param("trades", 0.5, 1, marks=pytest.mark.slow)],
+    [
+        ("natural", 0.5, 0),
+        ("pgd", 0.0, 1),
+        pytest.param("natural", 0.5, 1, marks=pytest.mark.slow),
+        pytest.param("trades", 0.5, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective, lwf_weight, crop):
     # One step inside the warm start and one after it; random crops and attacks are keyed by sample, not by process.
