@@ -148,7 +148,7 @@ def function_named(text: str, what: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         there = [each for each, value in vars(module).items() if callable(value)]
-        raise UsageError(f"{what} {text!r}: {module.__name__} has no function {name!r}{similar(name, there)}")
+        raise UsageError(f"{what} {text!r}: {module_name} has no function {name!r}{similar(name, there)}")
     return function
 
 

@@ -15,7 +15,9 @@ from hf_robust_transfer.threat_model import ThreatModel
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("members", [("apgd-ce", "apgd-t", "fab-t", "square"), ("square",)])
+@pytest.mark.parametrize(
+    "members", [("apgd-ce", "square"), pytest.param(("apgd-ce", "apgd-t", "fab-t", "square"), marks=pytest.mark.slow)]
+)
 def test_autoattack_is_the_authors_own(classifier, data, norm, members):
     images, labels = stacked(data[:16])
     threat_model = ThreatModel(norm, 0.06 if norm == "linf" else 0.4)

@@ -112,7 +112,7 @@ def test_examples_crafted_on_a_surrogate_are_judged_on_the_model(classifier, dat
     assert from_stranger.worst_case.value > itself.worst_case.value
 
 
-@pytest.mark.parametrize("attack", ["pgd-20", "autoattack"])
+@pytest.mark.parametrize("attack", ["pgd-20", "apgd-ce", pytest.param("autoattack", marks=pytest.mark.slow)])
 def test_attacks_in_bf16_are_judged_in_float32_and_find_what_float32_finds(classifier, data, attack):
     dtypes = []
 

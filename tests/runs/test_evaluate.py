@@ -41,6 +41,7 @@ def checkpoint(tmp_path_factory, trained, pixels):
 
 
 RECIPE = [str(REPOSITORY / "recipes" / "evaluate.py")]
+ATTACKS = ["--attacks", "pgd-20", "apgd-ce", "square-500"]
 SMALL = ["--self_check_samples", "20", "--curve_samples", "20", "--chunk_size", "20", "--use_cpu"]
 
 
@@ -62,7 +63,7 @@ def read(folder):
 @pytest.fixture(scope="module")
 def uninterrupted(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run(*("--model_name_or_path", checkpoint, "--attacks", "pgd-20", "autoattack"), *SMALL, "--output_dir", folder)
+    done = run(*("--model_name_or_path", checkpoint, *ATTACKS), *SMALL, "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -93,7 +94,7 @@ def test_a_picture_that_fails_is_a_warning_and_the_report_is_there_before_it(che
 
 
 def test_an_evaluation_that_was_killed_goes_on_and_ends_with_the_same_report(uninterrupted, checkpoint, tmp_path):
-    arguments = ("--model_name_or_path", checkpoint, "--attacks", "pgd-20", "autoattack", *SMALL, "--output_dir", tmp_path)
+    arguments = ("--model_name_or_path", checkpoint, *ATTACKS, *SMALL, "--output_dir", tmp_path)
     process = subprocess.Popen(
         command(*arguments),
         stdout=subprocess.DEVNULL,
@@ -121,7 +122,7 @@ def test_two_processes_find_what_one_does(uninterrupted, checkpoint, tmp_path):
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
     )
-    arguments = ("--model_name_or_path", checkpoint, "--attacks", "pgd-20", "autoattack", *SMALL, "--output_dir", tmp_path)
+    arguments = ("--model_name_or_path", checkpoint, *ATTACKS, *SMALL, "--output_dir", tmp_path)
     done = run(*arguments, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert RobustnessReport.load(tmp_path).timing["processes"] == 2
