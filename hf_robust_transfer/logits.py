@@ -40,12 +40,7 @@ def logits_of(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
             raise
         reason = str(error).partition("\n")[0]
         raise UsageError(f"the classifier, which computes in {own}, fails on {images.dtype} images: {reason}") from error
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, tuple | list) and output:
-        output = output[0]
+    output = logits_in(output)
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(images) or output.shape[1] < 2:
         came = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
         raise UsageError(
@@ -53,6 +48,20 @@ def logits_of(classifier: Callable[[Tensor], Any], images: Tensor) -> Tensor:
             f" images, not an output of {came}"
         )
     return output
+
+
+def logits_in(output: Any) -> Any:
+    """The logits in what a classifier returned: ``logits`` of an output or a dictionary, the first entry of a tuple.
+
+    Example:
+        >>> logits_in({"loss": 0.5, "logits": [[1.0, 2.0]]})
+        [[1.0, 2.0]]
+    """
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if not isinstance(output, Tensor) and hasattr(output, "logits"):
+        return output.logits
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def _own_type(classifier: Any, dtype: torch.dtype) -> torch.dtype:

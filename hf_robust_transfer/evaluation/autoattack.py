@@ -8,7 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor
 
-from ..attacks.ascent import NO_GRADIENT
+from ..attacks.ascent import NO_GRADIENT, per_image
 from ..attacks.eval_mode import Classifier, untouched
 from ..attacks.inputs import checked_inputs
 from ..errors import UsageError
@@ -40,7 +40,7 @@ def autoattack(
     there are as many target classes as remain. Global random state is left as it was.
 
     Args:
-        classifier, images, labels: as for `hf_robust_transfer.attacks.pgd`. It computes in float32 at least.
+        classifier, images, labels: as for `hf_robust_transfer.attacks.pgd`. AutoAttack computes in float32.
         threat_model: linf or l2, over pixels in [0, 1].
         members: which attacks, each on the samples that those before it left unfooled.
         queries: of Square.
@@ -66,22 +66,22 @@ def autoattack(
         raise UsageError(f"AutoAttack knows pixels in [0, 1] only, not in {list(threat_model.bounds)}")
     images, labels, _, classify = checked_inputs(classifier, images, labels, threat_model)
     devices = [images.device] if images.device.type == "cuda" else []
-    given = images.dtype
+    given = images.detach()
     with torch.inference_mode(False), untouched(classifier), torch.random.fork_rng(devices):
-        images, labels = images.detach().to(torch.promote_types(given, torch.float32), copy=True), labels.clone()
+        images, labels = given.to(torch.float32, copy=True), labels.clone()  # AutoAttack knows no other type
         with torch.enable_grad():
-            seen = classify(images[:1].to(given).requires_grad_())
+            seen = classify(given[:1].clone().requires_grad_())
         classes = seen.shape[1]
         unable = {member: _missing(member, classes, images.shape, threat_model.norm) for member in members}
         remarks = [f"{member} was not run: it needs {missing}" for member, missing in unable.items() if missing]
         able = [member for member in members if not unable[member]]
         if not able:
-            return images.to(given), remarks
-        if not seen.requires_grad and able != ["square"]:
+            return given.clone(), remarks
+        if seen.grad_fn is None and able != ["square"]:
             raise UsageError(NO_GRADIENT)
 
         def network(shown: Tensor) -> Tensor:
-            return classify(shown.to(given))
+            return classify(shown.to(given.dtype)).float()
 
         norm = {"linf": "Linf", "l2": "L2"}[threat_model.norm]
         attack = AutoAttack(network, norm=norm, eps=threat_model.eps, seed=seed, version="standard", device=images.device)
@@ -90,8 +90,9 @@ def autoattack(
         attack.square.n_queries = queries
         with _warnings_of(attack.logger, tell) as warnings:
             adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
-        if given != adversarial.dtype:  # rounding to it may lead out of the ball
-            adversarial = threat_model.project(adversarial, images.to(given))
+        if given.dtype != adversarial.dtype:  # rounding to it may lead out of the ball
+            changed = per_image((adversarial != images).flatten(1).any(1), images)
+            adversarial = torch.where(changed, threat_model.project(adversarial, given), given)
         return adversarial.detach(), remarks + [f"on {len(images)} images at a time: {warning}" for warning in warnings]
 
 

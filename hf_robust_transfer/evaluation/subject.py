@@ -196,7 +196,7 @@ def _attached(logits: Tensor, images: Tensor) -> Tensor:
 
     So attacks run to their end, and the self-check of vanishing gradients says how it is.
     """
-    if not images.requires_grad or logits.requires_grad:
+    if not images.requires_grad or logits.grad_fn is not None:
         return logits
     return logits.clone() + 0 * images.flatten(1).sum(1, keepdim=True)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import UsageError
-from ..logits import logits_of
+from ..logits import logits_in, logits_of
 from .classifier import device_of, full_precision, undo_mixed_precision
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -102,6 +102,8 @@ def folded_copy(classifier: Module, images: Tensor, precision: str) -> Module:
     """
     copied = copy.deepcopy(classifier).eval().requires_grad_(False)
     undo_mixed_precision(getattr(copied, "model", copied))  # it would run the original
+    if PRECISIONS[precision] is not None:
+        copied.float()  # autocast expects it of what it does not compute in low precision
     _fold_batch_norms(copied, images)
     for module in copied.modules():
         if type(module) in (nn.Conv2d, nn.Linear):
@@ -137,7 +139,7 @@ def _fold_batch_norms(model: nn.Module, images: Tensor) -> None:
         elif type(module) in (nn.BatchNorm2d, BatchNormAct2d) and module.running_var is not None:
             handles.append(module.register_forward_pre_hook(before_norm))
     with torch.no_grad(), full_precision(model):
-        expected = logits_of(model, images)
+        expected = logits_in(model(images))
         for handle in handles:
             handle.remove()
         pairs = [pair for pair in pairs if all(calls.count(module) == 1 for module in pair)]
@@ -154,7 +156,7 @@ def _fold(model: nn.Module, pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]], image
         rest = [norm.drop, norm.act] if isinstance(norm, BatchNormAct2d) else []
         model.set_submodule(names[norm], nn.Sequential(*rest))
         model.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
-    if torch.allclose(logits_of(model, images), expected, rtol=0, atol=1e-4 * float(expected.abs().amax())):
+    if torch.allclose(logits_in(model(images)), expected, rtol=0, atol=1e-4 * float(expected.abs().amax())):
         return True
     for pair in pairs:
         for module in pair:

@@ -69,6 +69,7 @@ def train_and_evaluate(
         if split is not None:
             datasets[name] = PixelDataset(split, processor, name)
             datasets[name].check(args.process_index, args.world_size)
+    args.threat_model.check_radius(datasets["train"][0]["pixel_values"].shape)
     trainer = RobustTrainer(
         model,
         args,

@@ -136,3 +136,12 @@ ROWS += [
     Row("evaluate: an attack that gives NaN", evaluated(Network(), attacks=[losing]), "NaN"),
     Row("evaluate: an attack that gives bytes", evaluated(Network(), attacks=[whole]), "outside"),
 ]
+
+ROWS += [
+    Row(
+        f"{command}: a radius above the diagonal",
+        f"{command} <{command}> --norm l2 --eps 40",
+        ("eps=40", "13.85", "40/255"),
+    )
+    for command in ("pretrain", "evaluate")
+]

@@ -14,6 +14,7 @@ from hf_robust_transfer.attacks import fgsm, pgd
 from hf_robust_transfer.data import as_pixels
 from hf_robust_transfer.evaluation import autoattack, evaluate_robustness
 from hf_robust_transfer.evaluation.subject import Settings, make_ready
+from hf_robust_transfer.modeling import PixelClassifier
 from hf_robust_transfer.threat_model import ThreatModel
 
 OPTIONS = {"labels": ["a", "b", "c"], "curve_samples": 0, "progress": False}
@@ -97,7 +98,22 @@ def test_pixels_of_another_type_are_judged_as_those_of_float32(dtype):
     )
     report = evaluate_robustness(network, data, LINF, ["fgsm"], **QUICK)
     assert report.predictions == expected.predictions
+    others = ["pgd-2", "noise", "apgd-ce", "fab-t", "square-20", "foolbox:LinfDeepFoolAttack"]
+    assert evaluate_robustness(network, data, LINF, others, **QUICK).clean == expected.clean
     assert report.worst_case.value < 0.3  # a natural network
+
+
+@pytest.mark.parametrize("own", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_a_model_of_another_type_is_evaluated_in_every_precision(tiny, digit_batch, own, precision):
+    model, processor = tiny("timm-convnext")
+    classifier = PixelClassifier(model.to(own), processor)
+    images, _ = digit_batch()
+    labels = classifier(images).argmax(1)
+    data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+    options = {**QUICK, "labels": None, "precision": precision}
+    report = evaluate_robustness(classifier, data, ThreatModel("linf", 0.3), ["pgd-3", "apgd-ce"], **options)
+    assert report.clean.value == 1 and report.worst_case.value < 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
