@@ -42,7 +42,7 @@ from ..markdown import code, escaped
 from ..run_folder import REPORT_NAME, REPORT_TEXT_NAME
 from ..sharing import shareable
 from .accuracy import Accuracy
-from .self_checks import LISTED_ATTACKS, REPEATED, SelfCheck
+from .self_checks import REPEATED, SelfCheck, listed_attacks
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
@@ -132,18 +132,19 @@ class RobustnessReport:
         these and those, on the samples that the self-checks looked at.
         """
         listed = [attack.name for attack in self.attacks]
-        if all(check.passed for check in self.self_checks if check.name == LISTED_ATTACKS):
+        others = self.self_check_predictions
+        samples = min(map(len, others.values()), default=0)
+        labels = self.predictions["labels"][:samples]
+
+        def held(predictions: list[int]) -> np.ndarray[Any, Any]:
+            return np.equal(predictions[:samples], labels)
+
+        together = np.logical_and.reduce([held(self.predictions[name]) for name in ("clean", *listed)])
+        found = {name: held(predictions) for name, predictions in others.items()}
+        if not samples or listed_attacks(together, found).passed:
             return Claim(self.worst_case, self.data["samples"], listed, False)
-        ran = [
-            self.predictions["clean"],
-            *(self.predictions[name] for name in listed),
-            *self.self_check_predictions.values(),
-        ]
-        samples = min(map(len, ran))
-        labels = np.array(self.predictions["labels"][:samples])
-        held = np.logical_and.reduce([np.array(each[:samples]) == labels for each in ran])
-        attacks = list(dict.fromkeys([*listed, *self.self_check_predictions]))
-        return Claim(Accuracy.of(held), samples, attacks, True)
+        worst_case = Accuracy.of(np.logical_and.reduce([together, *found.values()]))
+        return Claim(worst_case, samples, list(dict.fromkeys([*listed, *others])), True)
 
     @property
     def claim_text(self) -> str:

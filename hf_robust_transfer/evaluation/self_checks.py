@@ -18,8 +18,8 @@ from ..threat_model import ThreatModel
 from .target import Attack
 
 SUBSAMPLE_ATTACKS = ("noise", "fgsm", "pgd-20", "pgd-100", "cw-20", "square-500")
-# The checks that say more than whether they passed.
-LISTED_ATTACKS, REPEATED = "listed_attacks_fool_as_many", "same_answer_again"
+# The check that says whether an evaluation can be repeated.
+REPEATED = "same_answer_again"
 # At a huge ε hardly an image may remain; hardly an image may be without a gradient, or with one that is not the slope.
 _MOST_ROBUST, _MOST_VANISHING, _MOST_MISLED = 0.05, 0.05, 0.05
 # From this share of samples on it matters that the self-checks' attacks fooled them and the listed ones did not.
@@ -131,7 +131,7 @@ def listed_attacks(listed: np.ndarray[Any, Any], others: Mapping[str, np.ndarray
     together = np.logical_and.reduce([listed, *others.values()])
     matters = (listed & ~together).mean() >= _LEAST_MISSED
     compared = [
-        at_least_as_strong(LISTED_ATTACKS, ("all listed attacks together", listed), (name, robust))
+        at_least_as_strong("listed_attacks_fool_as_many", ("all listed attacks together", listed), (name, robust))
         for name, robust in [*others.items(), *([("with those of the self-checks", together)] if matters else [])]
     ]
     return max(compared, key=lambda check: (not check.passed, check.figure))

@@ -233,6 +233,7 @@ def evaluation_command(report: RobustnessReport, repo_id: str) -> str:
         "seed": settings["seed"],
         "chunk_size": settings["chunk_size"],
         "precision": settings["precision"],
+        "self_check_samples": report.claim.samples if report.claim.lowered else None,
         "attacks": [attack.name for attack in report.attacks],
     }
     words = [

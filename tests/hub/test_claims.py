@@ -31,6 +31,7 @@ def test_a_card_claims_the_lower_figure_of_the_self_checks_and_says_so(understat
     assert f"a robust accuracy of {claim.accuracy.value:.1%} (worst case of noise, fgsm, pgd-20" in headline
     assert "on the first 40 of them: more than the listed attacks found" in headline
     assert f"| **worst case with the self-checks' attacks, on the first 40 images** | **{claim.accuracy}** |" in card
+    assert "--self_check_samples 40 --attacks noise" in card
     assert "**Warning: self-checks failed" in card and "The self-checks' attacks fooled significantly more" in card
 
 
