@@ -150,6 +150,11 @@ def _read(folder: Path, split: str, flag: str) -> Dataset:
             f"{flag} cannot be loaded: it holds no image in a folder per class, as in {folder}/cat/1.jpg; other data are"
             " loaded with --dataset_name"
         )
+    if all(split_of(name) for name in names):
+        raise UsageError(
+            f"{flag} holds no folder per class, only {listed(names)}, which are called after splits: put the images of each"
+            " class into a folder of its own"
+        )
     files.sort()
     number = {name: index for index, name in enumerate(names)}
     columns = {"image": [file for file, _ in files], "label": [number[name] for _, name in files]}

@@ -22,6 +22,7 @@ from ..errors import UsageError, listed
 from .decoding import to_rgb
 
 logger = logging.get_logger(__name__)
+_LONGEST = 500  # of the shorter side: resized by that to 224 pixels, such an image has 25 million
 
 
 def to_pixels(processor: BaseImageProcessor) -> Callable[[PILImage.Image], Tensor]:
@@ -131,6 +132,8 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             image = self._decoder.decode_example(encoded)
             if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its preview
                 self._say_that_the_first_frame_is_used(row, file)
+            if max(image.size) > _LONGEST * min(image.size):
+                raise UsageError(f"{image.width}×{image.height} pixels are too long and thin to be resized")
             return to_rgb(image)
         except Exception as error:  # for damaged files Pillow raises nearly anything
             reason = str(error).strip().partition("\n")[0] or type(error).__name__

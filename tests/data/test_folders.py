@@ -80,6 +80,18 @@ def test_a_class_may_be_called_like_a_split(photos):
     assert trained_on(photos(classes=("car", "train", "test"))).labels == ["car", "test", "train"]
 
 
+@pytest.mark.parametrize("given", ["train_dir", "dataset_name"])
+def test_splits_without_classes_are_no_classes(photos, given):
+    with pytest.raises(UsageError, match="no folder per class, only test, train, which are called after splits"):
+        load_image_splits(DataArguments(**{given: str(photos(classes=("train", "test")))}))
+
+
+def test_images_to_test_on_without_classes_are_left_out_with_a_word(photos, tmp_path, caplog):
+    photos("mine/train"), photos("mine", classes=("test",))
+    splits = load_image_splits(DataArguments(dataset_name=str(tmp_path / "mine")))
+    assert splits.test is None and splits.labels == ["cat", "dog"] and "left out as beside the images: test" in caplog.text
+
+
 def test_two_folders_of_one_split_are_refused(photos, tmp_path):
     photos("mine/val"), photos("mine/validation"), photos("mine/train")
     with pytest.raises(UsageError, match="two folders of the validation split, val and validation"):

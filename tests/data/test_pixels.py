@@ -153,6 +153,7 @@ def as_files(folder, *pictures):
     ("picture", "reason"),
     [
         (("png", Image.new("1", (20000, 20000))), "decompression bomb"),
+        (("png", Image.new("1", (60000, 1))), "60000×1 pixels are too long and thin"),
         (("tiff", Image.new("F", (8, 8), 255)), "not between 0 and 1: convert it to 8 or 16 bits"),
         (("tiff", Image.new("I", (8, 8), 70000)), "not between 0 and 255"),
         (("jpg", b"\xff\xd8\xff\xe0" + b"\0" * 50), "cannot"),
