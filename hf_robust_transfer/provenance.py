@@ -7,6 +7,9 @@ from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
 
+from .errors import UsageError
+from .threat_model import ThreatModel, parse_eps
+
 
 class _Record:
     """A dataclass that is kept as a JSON object; what a later version adds to it is passed over."""
@@ -54,6 +57,27 @@ class TrainedFor(_Record):
     seed: int = 0
     data: dict[str, Any] | None = None
     hub_id: str | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """What a model's configuration says; the defaults where it says nothing.
+
+        Raises:
+            UsageError: it says something that cannot be.
+        """
+        content = getattr(config, "robust_training", None)
+        if content is not None and not isinstance(content, Mapping):
+            raise UsageError(f"config.json: robust_training is {content!r}, not an object like {cls().to_dict()}")
+        record = cls.from_dict(content or {})
+        try:
+            ThreatModel(record.norm, parse_eps(record.eps))
+        except UsageError as error:
+            raise UsageError(f"config.json: robust_training: {error}") from None
+        if not isinstance(record.seed, int) or record.seed < 0:
+            raise UsageError(f"config.json: robust_training: seed {record.seed!r} is not a number of at least 0")
+        if record.data is not None and not isinstance(record.data, dict):
+            raise UsageError(f"config.json: robust_training: data {record.data!r} is not an object of options")
+        return record
 
 
 @dataclass(frozen=True)

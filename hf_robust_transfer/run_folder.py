@@ -7,7 +7,10 @@ import json
 import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from .errors import UsageError
 
 CONFIG_NAME = "config.json"
 PROCESSOR_NAME = "preprocessor_config.json"
@@ -52,6 +55,25 @@ _FOR_RESUMING = re.compile(
     + "|".join(map(re.escape, (CONFIG_NAME, PROCESSOR_NAME, STATE_NAME, RUN_NAME)))
 )
 _LEFT_BEHIND = re.compile(r"_(saving|publishing)-.*|.*\.part")
+
+
+def check_writable(folder: str | Path, flag: str) -> None:
+    """Make sure that a folder can be made and written to, before the work whose results it is for; nothing is made yet.
+
+    Args:
+        folder: that will be written to.
+        flag: the option that named it, for errors.
+
+    Raises:
+        UsageError: it is a file, or it cannot be written to.
+    """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise UsageError(f"{flag} {folder} is a file: choose a new or an empty folder")
+    above = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.exists())
+    try:
+        TemporaryFile(dir=above).close()
+    except OSError:
+        raise UsageError(f"{flag} {folder} cannot be made in {above}: choose another folder") from None
 
 
 def step_of(folder: Path) -> int | None:

@@ -17,7 +17,7 @@ from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..runs.folder import claimed_output_dir
-from ..runs.train import train_and_evaluate
+from ..runs.train import check_plan, train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
 from . import quickstart
 from .main import run_command
@@ -41,6 +41,14 @@ class FinetuningArguments(RobustTrainingArguments):
         default=None, metadata={"help": "The source whose features LwF keeps; by default --model_name_or_path."}
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_name_or_path is not None and not self.lwf_weight:
+            raise UsageError(
+                f"--teacher_name_or_path {self.teacher_name_or_path} has no effect without LwF: drop it, or use"
+                " --transfer lwf"
+            )
+
 
 def main(argv: Sequence[str]) -> None:
     """Parse, load, transfer, evaluate; or the embedded example."""
@@ -58,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
     if model_args.model_name_or_path is None:
         raise UsageError("--model_name_or_path is missing: the robust source, a checkpoint folder or a Hub id")
     source = args.teacher_name_or_path or model_args.model_name_or_path
+    check_plan(args)
     with claimed_output_dir(
         args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path, source]
     ) as resume_from:

@@ -8,7 +8,6 @@ the data, where some are given, shows whether it was understood.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..evaluation.subject import make_ready
 from ..hub import stand_alone
 from ..modeling import PixelClassifier, pixel_statistics
 from ..modeling.importing import ExternalCheckpoint, import_checkpoint, read_checkpoint
-from ..run_folder import CONFIG_NAME
+from ..run_folder import CONFIG_NAME, check_writable
 from .main import run_command
 from .options import parse_json_object
 from .parsing import names_a_file, parse_arguments
@@ -123,14 +122,10 @@ def _with_file_flag(argv: Sequence[str]) -> Sequence[str]:
 def _free_folder(name: str) -> Path:
     """The folder to write, made sure that it can be written; nothing is made yet."""
     folder = Path(name).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output_dir {name} is a file: choose a new or an empty folder")
+    check_writable(name, "--output_dir")
     if folder.is_dir() and any(folder.iterdir()):
         held = "holds a model" if (folder / CONFIG_NAME).exists() else "is not empty"
         raise UsageError(f"--output_dir {name} {held}: choose a new or an empty folder")
-    above = next(parent for parent in folder.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(f"--output_dir {name} cannot be made in {above}: choose another folder")
     return folder
 
 

@@ -54,7 +54,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (UsageError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {' '.join(str(error).split())}")  # also where a name in it has line breaks
 
 
 def run_script(file: str) -> None:

@@ -52,6 +52,12 @@ class ModelArguments(CheckpointArguments):
         },
     )
 
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise UsageError(f"--image_size {self.image_size} must be at least 1")
+        for name in ("model_args", "head_args"):
+            parse_json_object(getattr(self, name), f"--{name}")
+
     def load(self, id2label: dict[int, str] | None) -> tuple[PreTrainedModel, BaseImageProcessor]:
         """The model and its image processor, with a head for these labels (None: as it is).
 

@@ -1,12 +1,13 @@
 """Read dataclasses of options from a command line, after a file of them if there is one."""
 
 import json
+import re
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, ArgumentTypeError
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -62,6 +63,10 @@ class _Parser(HfArgumentParser):
         action: Action = self.groups[group].add_argument(*flags, **options)
         return self.action_of.setdefault(action.dest, action)
 
+    def error(self, message: str) -> NoReturn:
+        """Refuse a flag as everything else is refused: in one line."""
+        raise UsageError(re.sub(r"^argument (--\w+)(/--[\w-]+)?", r"\1", message))
+
 
 def _own_names(kind: Any) -> set[str]:
     """The fields that a dataclass of options, or a base of it in this package, declares."""
@@ -85,7 +90,7 @@ def parse_arguments(program: str, types: Sequence[Any], description: str, argv: 
 
     Raises:
         UsageError: an unknown option, a file that cannot be read, or a value that an option or a dataclass refuses.
-        SystemExit: help was asked for, or a flag's value is of the wrong type.
+        SystemExit: help was asked for.
 
     Example:
         >>> from hf_robust_transfer.data import DataArguments

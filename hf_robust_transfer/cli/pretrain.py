@@ -11,7 +11,7 @@ from transformers import set_seed
 from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
 from ..runs.folder import claimed_output_dir
-from ..runs.train import train_and_evaluate
+from ..runs.train import check_plan, train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
 from .main import run_command
 from .options import ModelArguments
@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     )
     if model_args.model_name_or_path is None:
         raise UsageError("--model_name_or_path is missing: a timm architecture, a checkpoint folder or a Hub id")
+    check_plan(args)
     with claimed_output_dir(
         args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path]
     ) as resume_from:

@@ -46,7 +46,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         choose_precision(self.precision, torch.device("cpu"))
-        for name, least in {"chunk_size": 1, "self_check_samples": 0, "curve_samples": 0}.items():
+        for name, least in {"seed": 0, "chunk_size": 1, "self_check_samples": 0, "curve_samples": 0}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} {value} must be at least {least}")

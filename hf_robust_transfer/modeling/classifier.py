@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
+from math import isfinite
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -72,8 +73,19 @@ def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ..
     """The mean and standard deviation, in [0, 1] pixel units, with which a checkpoint's image processor normalises.
 
     Raises:
-        ValueError: the processor does something else to pixel values than ``(pixel - mean) / std``.
+        UsageError: the processor does something else to pixel values than ``(pixel - mean) / std``, or a std is not
+            above 0.
     """
+    mean, std = _statistics(processor)
+    if not all(isfinite(value) for value in (*mean, *std)) or not all(value > 0 for value in std):
+        raise UsageError(
+            f"the image processor normalises with mean {mean} and std {std}: each std must be above 0, and both those of"
+            " pixels in [0, 1], so divide those of 0 … 255 by 255"
+        )
+    return mean, std
+
+
+def _statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     data_config = getattr(processor, "data_config", None)
     if data_config is not None:  # timm
         return tuple(data_config["mean"]), tuple(data_config["std"])

@@ -15,6 +15,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..errors import UsageError
 from .classifier import classifier_layer
 from .loading import create_model, replace_head
+from .weights import not_finite
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
 # What `DataParallel`, MadryLab's AttackerModel and its Attacker, and RobustBench put before the network's own names.
@@ -139,6 +140,8 @@ def import_checkpoint(
         raise UsageError(f"{checkpoint.file}: the weights do not fit {architecture}{arguments}: {misfits}")
     fitting = {key: value.to(expected[key].dtype) for key, value in weights.items() if key in expected}
     model.timm_model.load_state_dict(fitting, strict=False)  # batch-norm counters may be missing
+    if broken := not_finite(model):
+        raise UsageError(f"{checkpoint.file}: {len(broken)} tensors are not finite ({broken[0]}, …)")
     return model, processor
 
 

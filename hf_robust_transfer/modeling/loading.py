@@ -20,8 +20,10 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ..errors import UsageError
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
-from .classifier import classifier_layer, linear_layers
+from .classifier import classifier_layer, linear_layers, pixel_statistics
+from .weights import building_at_most, check_config, check_weights, size_limit
 
+_LARGEST_SIDE = 8192  # of an image, in pixels
 _PRETRAINED_CFG_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
@@ -39,7 +41,8 @@ def load_model(
     Args:
         name_or_path: a local checkpoint folder; a timm architecture's name, which gives untrained weights; or else a Hub
             id. timm's trained weights are Hub ids too (``timm/resnet50.a1_in1k``).
-        id2label: the target's labels. The head is kept where they are the checkpoint's own, and replaced otherwise.
+        id2label: the target's labels. The head is kept where they are the checkpoint's own, and replaced otherwise, or
+            where the checkpoint has none.
         head_args: for a new head of several layers, as for `replace_head`.
         model_args: for a timm architecture, arguments of its constructor, like ``{"patch_size": 2}``.
         image_size: for a timm architecture, the side of its input in pixels, by default the architecture's own.
@@ -50,8 +53,10 @@ def load_model(
         the image processor.
 
     Raises:
-        ValueError: the name is nothing of these, or the folder holds no readable image classifier; or ``model_args`` or
-            ``image_size`` with a checkpoint, whose architecture is settled; or whatever `replace_head` raises.
+        UsageError: the name is nothing of these; the folder holds no readable image classifier, or one whose weights are
+            not all there (but for its head, where ``id2label`` is given), of other shapes, more than its architecture
+            has, or not finite; or ``model_args`` or ``image_size`` with a checkpoint, whose architecture is settled; or
+            whatever `replace_head` raises.
 
     Example:
         >>> model, processor = load_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
@@ -64,23 +69,57 @@ def load_model(
         if head_args:
             model_args = {**(model_args or {}), "head_args": head_args}
         return create_model(name_or_path, id2label=id2label, model_args=model_args, image_size=image_size)
-    if model_args or image_size:
+    if model_args or image_size is not None:
         raise UsageError(
             f"model_args and image_size build an untrained timm architecture, but {name_or_path!r} is none: leave them out"
             " to load it as a checkpoint folder or a Hub id"
         )
     try:
-        model = AutoModelForImageClassification.from_pretrained(name_or_path, dtype=torch.float32, **from_pretrained)
+        check_config(name_or_path)
+        with building_at_most(size_limit(name_or_path)):
+            model, loading = AutoModelForImageClassification.from_pretrained(
+                name_or_path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **from_pretrained
+            )
         processor = AutoImageProcessor.from_pretrained(name_or_path, **from_pretrained)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(
-            f"model {name_or_path!r} cannot be loaded: it is neither a folder with an image classifier, nor a timm"
-            f" architecture, nor a reachable Hub id ({str(error).strip().partition(chr(10))[0]})"
-        ) from error
+        headless = check_weights(model, loading, head=classifier_layer(model)[0], new_head=id2label is not None)
+        _check_labels(model)
+        check_processor(processor)
+    except Exception as error:  # damaged files make libraries raise what they like: KeyError, ZeroDivisionError, …
+        raise UsageError(f"model {name_or_path!r} cannot be loaded: {_why_not(name_or_path, error)}") from error
     labels = dict(model.config.id2label if id2label is None else id2label)
-    if head_args or labels != dict(model.config.id2label):
+    if head_args or headless or labels != dict(model.config.id2label):
         replace_head(model, labels, head_args)
     return model.eval().to(memory_format=torch.channels_last), processor
+
+
+def _why_not(name: str, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    if not isinstance(error, UsageError | OSError | ImportError):
+        reason = f"{type(error).__name__}: {reason}"
+    if Path(name).is_dir():
+        return reason
+    return f"it is neither a folder with an image classifier, nor a timm architecture, nor a reachable Hub id ({reason})"
+
+
+def _check_labels(model: PreTrainedModel) -> None:
+    id2label = dict(model.config.id2label or {})
+    if sorted(id2label) != list(range(len(id2label))) or not all(isinstance(name, str) for name in id2label.values()):
+        raise UsageError("its config.json must give each of the labels 0, 1, 2, … a name, in id2label")
+
+
+def check_processor(processor: BaseImageProcessor) -> None:
+    """Make sure that an image processor makes images of a possible size, and normalises them with a standard deviation.
+
+    Raises:
+        UsageError: it does not.
+    """
+    pixel_statistics(processor)
+    data_config = getattr(processor, "data_config", None)
+    sizes = [getattr(processor, name, None) or {} for name in ("size", "crop_size")]
+    sides = [side for size in sizes for side in dict(size).values()] if data_config is None else data_config["input_size"]
+    for side in sides:
+        if side is not None and not 1 <= side <= _LARGEST_SIDE:
+            raise UsageError(f"its image processor makes images of {side} pixels: a side has 1 to {_LARGEST_SIDE}")
 
 
 def create_model(
@@ -115,11 +154,10 @@ def create_model(
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture}*")[:5]
         raise UsageError(f"timm has no architecture {architecture!r}" + (f"; near it: {', '.join(close)}" if close else ""))
+    if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
+        raise UsageError(f"image_size {image_size} must be a side of 1 to {_LARGEST_SIDE} pixels")
     model_args = dict(model_args or {})
-    try:
-        initialised = timm.create_model(architecture, num_classes=len(id2label), **model_args)
-    except (TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
-        raise UsageError(f"{architecture} refuses model_args={model_args}: {error}") from error
+    initialised = _initialised(architecture, len(id2label), model_args)
     defaults = resolve_data_config(model=initialised)
     pretrained_cfg = {key: defaults[key] for key in _PRETRAINED_CFG_KEYS}
     if image_size is not None:
@@ -137,7 +175,33 @@ def create_model(
     # The wrapper draws every convolution and linear layer anew from N(0, 0.02²); timm's own initialisation is better.
     model.timm_model.load_state_dict(initialised.state_dict())
     model.eval().to(memory_format=torch.channels_last)
-    return model, TimmWrapperImageProcessor(pretrained_cfg, architecture)
+    processor = TimmWrapperImageProcessor(pretrained_cfg, architecture)
+    check_processor(processor)
+    if image_size is not None:
+        try:
+            with torch.no_grad():
+                model(pixel_values=torch.zeros(1, *pretrained_cfg["input_size"]))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"image_size {image_size} is not for {architecture}: {reason}") from error
+    return model, processor
+
+
+def _initialised(architecture: str, labels: int, model_args: dict[str, Any]) -> nn.Module:
+    refused = f"{architecture} refuses model_args={model_args}"
+    limit = size_limit(architecture)
+    try:  # first without memory
+        with torch.device("meta"), building_at_most(limit):
+            timm.create_model(architecture, num_classes=labels, **model_args)
+    except UsageError as error:
+        raise UsageError(f"{refused}: {error}") from None
+    except Exception:  # of some architectures there is none without memory
+        pass
+    try:
+        with building_at_most(limit):
+            return timm.create_model(architecture, num_classes=labels, **model_args)
+    except (ArithmeticError, AttributeError, TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"{refused}: {error}") from error
 
 
 def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: dict[str, Any] | None = None) -> None:

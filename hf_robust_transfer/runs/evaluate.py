@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -181,7 +181,7 @@ def _evaluate_checkpoint(
         )
     with state.main_process_first():
         model, processor = load_model(name, revision=revision, **hub_options)
-    trained_for = TrainedFor.from_dict(getattr(model.config, "robust_training", {}))
+    trained_for = TrainedFor.of(model.config)
     threat_model = args.threat_model(trained_for)
     attacks = parse_attacks(args.attacks, surrogate=args.surrogate is not None, norm=threat_model.norm)
     classifier = PixelClassifier(model.to(state.device), processor)
@@ -266,6 +266,10 @@ def _data(given: DataArguments, trained_for: TrainedFor) -> DataArguments:
     """
     known = {option.name for option in fields(DataArguments)}  # another version may have noted more
     trained_on = {name: value for name, value in (trained_for.data or {}).items() if name in known}
+    kinds = get_type_hints(DataArguments)
+    for name, value in trained_on.items():
+        if not isinstance(value, tuple(get_origin(kind) or kind for kind in get_args(kinds[name]) or (kinds[name],))):
+            raise UsageError(f"config.json: robust_training: data: {name} {value!r} is not of its type: give --{name}")
     places = given.places.items()
     if any(os.path.realpath(place) != os.path.realpath(trained_on.get(option, "")) for option, place in places):
         return given

@@ -10,15 +10,39 @@ from transformers import BaseImageProcessor, PreTrainedModel, TrainerState, set_
 from ..atomic import write_json
 from ..data import DataArguments, ImageSplits, PixelDataset
 from ..errors import UsageError, listed
+from ..functions import choices
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint
 from ..provenance import Provenance
-from ..run_folder import FINISHED_NAME, RECORD_NAME, RESULTS_NAME, STATE_NAME, read_json, results_name
+from ..run_folder import (
+    FINISHED_NAME,
+    RECORD_NAME,
+    RESULTS_NAME,
+    STATE_NAME,
+    check_writable,
+    is_of_a_model,
+    read_json,
+    results_name,
+)
 from ..sharing import shareable, tokenless
 from ..training import RobustTrainer, RobustTrainingArguments
+from ..training.reporting import METRICS
 from ..transfer import describe
 from .folder import begin
 from .record import identity, write_training_record
+
+
+def check_plan(args: RobustTrainingArguments) -> None:
+    """Refuse, before data and models are read, what a run with these options would find out only later.
+
+    Raises:
+        UsageError: a metric to choose by that is not measured, or a folder of features that cannot be written to.
+    """
+    metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric not in METRICS:
+        raise UsageError(f"--metric_for_best_model {args.metric_for_best_model} is not measured: use {choices(METRICS)}")
+    if args.cache_features and not args.random_crop and (args.lwf_weight or args.freeze == "backbone"):
+        check_writable(args.feature_cache_dir, "--feature_cache_dir")
 
 
 def train_and_evaluate(
@@ -55,6 +79,8 @@ def train_and_evaluate(
 
     Raises:
         ValueError: the model's labels are not the data's, an image cannot be read, or whatever `RobustTrainer` raises.
+        FloatingPointError: a loss, a weight or a logit of the evaluation became NaN or infinite; the folder then has no
+            model, only the checkpoints of before.
     """
     labels = PixelClassifier(model, processor).labels
     if labels != splits.labels:
@@ -98,10 +124,17 @@ def train_and_evaluate(
             command=command,
             training_images=images,
         )
-    metrics["eval"] = trainer.evaluate()
-    if "test" in datasets:
-        test: Dataset[Any] = datasets["test"]
-        metrics["test"] = trainer.evaluate(test, metric_key_prefix="test")
+    try:
+        metrics["eval"] = trainer.evaluate()
+        if "test" in datasets:
+            test: Dataset[Any] = datasets["test"]
+            metrics["test"] = trainer.evaluate(test, metric_key_prefix="test")
+    except FloatingPointError:
+        if args.should_save:  # nothing is left that could be taken for a trained model and published
+            for path in Path(str(args.output_dir)).iterdir():
+                if is_of_a_model(path.name) or path.name == results_name("train"):
+                    path.unlink()
+        raise
     results = {key: value for values in metrics.values() for key, value in values.items()}
     for name, values in metrics.items():
         if name != "train":

@@ -16,6 +16,7 @@ from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
 from ..transfer.presets import preset
+from .checks import check_contradictions, check_names, check_numbers, check_that_it_builds
 from .feature_files import DEFAULT_FOLDER, parse_size
 
 _parsed = cache(parse_eps)  # the same few strings at every step
@@ -29,6 +30,7 @@ UNSUPPORTED = {
     "bf16_full_eval": "robustness is judged in float32; use --bf16",
     "label_smoothing_factor": "objectives define their own loss",
     "batch_eval_metrics": "metrics are those of the whole data set",
+    "neftune_noise_alpha": "it is noise on the embeddings of tokens",
 }
 
 
@@ -202,15 +204,21 @@ class RobustTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_names(self)
         if self.transfer is None and self.lwf_weight:
             self.transfer = "lwf"
         for name, value in preset(self.transfer, vars(self), optim=self.optim).items():
             setattr(self, name, value)
-        self.check()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
+        self.check()
+        check_contradictions(self)
         self.remove_unused_columns = False  # the sample index that randomness is keyed by is not the model's argument
-        super().__post_init__()  # type: ignore[no-untyped-call]
+        try:
+            super().__post_init__()  # type: ignore[no-untyped-call]
+        except (ImportError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise UsageError(" ".join(str(error).split())) from error  # of options alone
+        check_that_it_builds(self)
         for name in ("run_name", "project"):  # which trackers are told as they are
             if getattr(self, name, None):
                 setattr(self, name, shown(getattr(self, name), [self.hub_token]))
@@ -242,17 +250,7 @@ class RobustTrainingArguments(TrainingArguments):
         except ValueError as error:
             raise UsageError(f"--{error}") from None
         parse_size(self.feature_cache_limit, "--feature_cache_limit")
-        least = {"attack_steps": 1, "free_replays": 1}
-        for name in (
-            *("attack_steps", "free_replays", "eval_attack_steps", "eps_warmup_steps", "warm_start_steps"),
-            *("unfreeze_warmup_steps", "lwf_weight", "trades_beta", "random_crop"),
-        ):
-            if not getattr(self, name) >= least.get(name, 0):
-                raise UsageError(f"--{name} {getattr(self, name)} must be at least {least.get(name, 0)}")
-        if self.warm_start_steps and self.freeze == "backbone":
-            raise UsageError(
-                "--warm_start_steps trains the head first, but --freeze backbone trains nothing else: drop one"
-            )
+        check_numbers(self)
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name):
                 raise UsageError(f"--{name} is not supported: {reason}")

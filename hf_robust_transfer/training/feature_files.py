@@ -1,12 +1,14 @@
 """The folder of known features: how much it holds, what is in use, and what goes when it is too much."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
+import numpy as np
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
@@ -18,6 +20,7 @@ except ImportError:  # Windows, which does not delete files that are open
     fcntl = None  # type: ignore[assignment]
 
 DEFAULT_FOLDER = str(Path(HF_HOME, "robust_transfer"))
+_DIGEST_SIZE = hashlib.sha256().digest_size
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -43,6 +46,78 @@ def parse_size(text: str, flag: str) -> float:
     if match is None:
         raise UsageError(f"{flag} {text} is not a size: write it like 500MB or 20GB")
     return float(match[1]) * _UNITS[match[2]]
+
+
+class FeatureWriter:
+    """Write an array of features (variants, samples, D) part by part, and a hash of it behind it.
+
+    Written as a file, not through memory that is mapped: there a full disk ends the process.
+
+    Args:
+        file: to write, in NumPy's format.
+        shape: how many variants and samples.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, int]) -> None:
+        self._file, self._shape, self._start = file, shape, 0
+
+    def __enter__(self) -> Self:
+        self._opened = self._file.open("w+b")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._opened.close()
+        except OSError:  # once more what a full disk said already
+            if kind is None:
+                raise
+
+    def write(self, values: np.ndarray[Any, Any], first: int) -> None:
+        """Write the features (variants, n, D) of the samples from ``first`` on."""
+        if not self._start:
+            descr = np.lib.format.dtype_to_descr(values.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": (*self._shape, values.shape[2])}
+            np.lib.format.write_array_header_1_0(self._opened, header)
+            self._start = self._opened.tell()
+        for variant, rows in enumerate(values):
+            self._opened.seek(self._start + (variant * self._shape[1] + first) * rows[:1].nbytes)
+            self._opened.write(rows.tobytes())
+
+    def finish(self) -> None:
+        """Write the hash, when all samples are there."""
+        self._opened.flush()
+        length = self._opened.seek(0, os.SEEK_END)
+        self._opened.write(_digest(self._opened, length))
+        self._opened.flush()
+
+
+def whole_features(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, Any] | None:
+    """The features in a file, memory-mapped; None where there is none, or where it is damaged.
+
+    Args:
+        file: as `FeatureWriter` wrote it.
+        shape: how many variants and samples it is to have.
+    """
+    try:
+        with file.open("rb") as opened:
+            length = opened.seek(-_DIGEST_SIZE, os.SEEK_END)
+            if opened.read() != _digest(opened, length):
+                return None
+        features: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
+    except (OSError, ValueError):
+        return None
+    return features if features.shape[:2] == shape else None
+
+
+def _digest(opened: IO[bytes], length: int) -> bytes:
+    """A hash of the first so many bytes of a file."""
+    digest, left = hashlib.sha256(), length
+    opened.seek(0)
+    while left and (part := opened.read(min(left, 2**20))):
+        digest.update(part)
+        left -= len(part)
+    opened.seek(length)
+    return digest.digest()
 
 
 def feature_files(folder: str | Path) -> list[FeatureFile]:

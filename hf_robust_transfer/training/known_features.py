@@ -2,12 +2,13 @@
 
 import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -15,10 +16,12 @@ from tqdm.auto import tqdm
 from ..atomic import replacing
 from ..attacks.eval_mode import untouched
 from ..data import Indexed, as_pixels
+from ..errors import UsageError
 from ..modeling.attack_copy import PRECISIONS, autocast, folded_copy
 from ..modeling.classifier import PixelClassifier, classifier_layer, device_of, weights_sha256
+from ..run_folder import check_writable
 from .arguments import RobustTrainingArguments
-from .feature_files import hold, locked, parse_size, trim
+from .feature_files import FeatureWriter, hold, locked, parse_size, trim, whole_features
 
 
 class FeatureCache:
@@ -60,7 +63,8 @@ def cache_features(
     """Compute the features of a data set in eval mode, or find them where an earlier run left them.
 
     They lie memory-mapped in a file that is named by a hash of the weights below the classifier layer, of the
-    normalisation, and of the other arguments here. Of several processes that want the same, one computes.
+    normalisation, and of the other arguments here. Of several processes that want the same, one computes. A file that is
+    damaged is made anew.
 
     Args:
         classifier: the model whose features these are, on its device; its classifier layer does not matter.
@@ -71,6 +75,9 @@ def cache_features(
         precision: to compute in, ``"float32"``, ``"bf16"`` or ``"fp16"``.
         progress: show a progress bar.
         limit: of the folder in bytes; beyond it the least recently used features of others are deleted.
+
+    Raises:
+        UsageError: the folder cannot be written to, as when the disk is full, or a feature is NaN or infinite.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -86,14 +93,29 @@ def cache_features(
     statistics = [buffer.flatten().tolist() for buffer in (classifier.mean, classifier.std)]
     identity = (weights, statistics, fingerprint, mirrored, precision)
     file = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.npy"
+    check_writable(folder, "--feature_cache_dir")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(file):
-        if not file.is_file():
+        shape = (2 if mirrored else 1, len(loader.dataset))  # type: ignore[arg-type]
+        features = whole_features(file, shape)
+        if features is None:
             with replacing(file) as part:
-                _compute(classifier, loader, mirrored, precision, part, progress)
-        cache = FeatureCache(np.load(file, mmap_mode="r"), hold(file))
+                _compute(classifier, loader, shape, precision, part, progress)
+            features = np.load(file, mmap_mode="r")
+        cache = FeatureCache(features, hold(file))
     trim(folder, limit)
     return cache
+
+
+@contextmanager
+def _refused_in_one_line(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"--feature_cache_dir {folder}: features cannot be kept there ({error.strerror or error}): choose another"
+            " folder, or leave them out with --cache_features false"
+        ) from error
 
 
 def known_features(
@@ -128,18 +150,23 @@ def known_features(
 
 
 def _compute(
-    classifier: PixelClassifier, loader: DataLoader[Any], mirrored: bool, precision: str, file: Path, progress: bool
+    classifier: PixelClassifier, loader: DataLoader[Any], shape: tuple[int, int], precision: str, file: Path, progress: bool
 ) -> None:
-    device, fast = device_of(classifier), None
-    samples, done = len(loader.dataset), 0  # type: ignore[arg-type]
-    with torch.inference_mode(), untouched(classifier), autocast(device, precision):
+    device, fast, done = device_of(classifier), None, 0
+    with torch.inference_mode(), untouched(classifier), autocast(device, precision), FeatureWriter(file, shape) as writer:
         for batch in tqdm(loader, desc="computing features once", leave=False, disable=not progress):
             images = as_pixels(batch["pixel_values"].to(device))
             fast = folded_copy(classifier, images[:2], precision) if fast is None else fast
-            variants = [images, images.flip(-1)] if mirrored else [images]
+            variants = [images, images.flip(-1)][: shape[0]]
             features = torch.stack([fast.outputs(variant).features for variant in variants])
             values = features.to(torch.promote_types(features.dtype, torch.float32)).cpu().numpy()
-            if done == 0:
-                found = open_memmap(file, "w+", values.dtype, (len(variants), samples, values.shape[2]))
-            found[:, done : done + len(images)] = values
+            if not np.isfinite(values).all():
+                raise UsageError(
+                    f"features of the images {done} to {done + len(images) - 1} are not finite: the model or teacher is"
+                    " damaged, or --bf16 or --fp16 is too coarse for it"
+                )
+            with _refused_in_one_line(file.parent):  # also of a disk that is full
+                writer.write(values, done)
             done += len(images)
+        with _refused_in_one_line(file.parent):
+            writer.finish()

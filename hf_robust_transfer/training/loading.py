@@ -1,5 +1,6 @@
 """A `Trainer` whose images know their index, which randomness is keyed by."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,13 +31,42 @@ class LoadingTrainer(Trainer):
     """All of `RobustTrainer` that touches data loaders and their order."""
 
     args: RobustTrainingArguments
-    objective: Callable[..., ObjectiveOutput]
+    training_objective: Callable[..., ObjectiveOutput]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_that_it_trains()
+
+    def _check_that_it_trains(self) -> None:
+        """Refuse a model that is frozen whole, and options that leave no image, or no step after the warm start."""
+        args, data = self.args, cast(Any, self.train_dataset)
+        if not hasattr(data, "__len__"):
+            return
+        if not any(parameter.requires_grad for parameter in cast(Any, self.model).parameters()):
+            raise UsageError("every parameter of the model is frozen, its head too: let some require a gradient")
+        samples = len(data)
+        if not samples:
+            raise UsageError("there is no training image")
+        size = args.train_batch_size * args.world_size
+        batches = samples // size if args.dataloader_drop_last else math.ceil(samples / size)
+        if not batches:
+            raise UsageError(
+                f"--dataloader_drop_last leaves none of the {samples} training images in batches of {size}: lower"
+                " --per_device_train_batch_size, or keep the last batch"
+            )
+        steps = math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+        if args.max_steps < 0 and args.warm_start_steps >= max(1, steps):
+            raise UsageError(
+                f"--warm_start_steps {args.warm_start_steps:g} leaves nothing of the {steps} steps to the rest of the"
+                " model: lower it, or give it as a share of all, like 0.4"
+            )
 
     @property
     def caches_features(self) -> bool:
         """Whether features that cannot change are computed once for the training images."""
         # A data set without a fingerprint may draw its own augmentation, anew in every epoch.
-        return self.args.cache_features and not self.args.random_crop and hasattr(self.train_dataset, "fingerprint")
+        named = "fingerprint" in dir(self.train_dataset)  # not yet asked for: it may take a look at all images
+        return self.args.cache_features and not self.args.random_crop and named
 
     def choose_head_learning_rate(self) -> None:
         """Give a new head a rate that suits the features of the first training images, where a preset leaves it open."""
@@ -55,7 +85,7 @@ class LoadingTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images with their indices; only labels where features are all that is looked at."""
         given: Any = self.train_dataset
-        clean_only = trait(self.objective, "clean_only") and self.args.freeze == "backbone"
+        clean_only = trait(self.training_objective, "clean_only") and self.args.freeze == "backbone"
         if clean_only and self.caches_features and isinstance(given, PixelDataset):
             given = [{"labels": label} for label in given.labels]
         with self._seen_as("train_dataset", given):
@@ -99,7 +129,7 @@ class LoadingTrainer(Trainer):
 
     # No public hook: the base class asks its own method for the order of a training set.
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        sampler = trait(self.objective, "sampler")
+        sampler = trait(self.training_objective, "sampler")
         if sampler is None:
             return super()._get_train_sampler(train_dataset)
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset

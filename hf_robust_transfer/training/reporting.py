@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.trainer_utils import EvalPrediction
 
+METRICS = ("accuracy", "robust_accuracy", "loss", "robust_loss")
+
 
 class LossTerms:
     """The means of a loss's terms over the steps since they were last asked for."""
@@ -59,6 +61,9 @@ def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str
     Returns:
         ``accuracy`` and ``loss``, and with adversarial logits ``robust_accuracy`` and ``robust_loss``.
 
+    Raises:
+        FloatingPointError: logits that are NaN or infinite, of which no class is predicted.
+
     Example:
         >>> clean, adversarial = np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([[0.0, 1.0], [1.0, 0.0]])
         >>> robustness_metrics(EvalPrediction((clean, adversarial), np.array([1, 0])))["robust_accuracy"]
@@ -69,6 +74,13 @@ def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str
     metrics: dict[str, float] = {}
     correct = np.ones(len(labels), dtype=bool)
     for prefix, logits in zip(("", "robust_"), both, strict=False):
+        broken = int((~np.isfinite(np.asarray(logits))).any(1).sum())
+        if broken:
+            kind = "adversarial" if prefix else "clean"
+            raise FloatingPointError(
+                f"evaluation: the logits of {broken} of {len(labels)} {kind} images are not finite. Lower --learning_rate,"
+                " or start from the last checkpoint with another --seed"
+            )
         correct &= np.asarray(logits).argmax(1) == labels
         metrics[f"{prefix}accuracy"] = correct.mean().item()
         loss = F.cross_entropy(torch.as_tensor(logits).double(), torch.as_tensor(labels))

@@ -16,6 +16,7 @@ from transformers.utils.hub import PushInProgress
 
 from ..hub import PublishingError, publish, publish_in_background, stand_alone
 from ..hub.access import reason
+from ..modeling.weights import not_finite
 from ..run_folder import CONFIG_NAME, RUN_NAME, step_of
 
 
@@ -64,7 +65,15 @@ class SavingTrainer(Trainer):
 
         Args:
             output_dir: where to, by default ``args.output_dir``.
+
+        Raises:
+            FloatingPointError: a weight is NaN or infinite; nothing is saved then.
         """
+        if broken := not_finite(self.model):
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {len(broken)} tensors of weights are not finite ({broken[0]}, …) and not"
+                " saved. Lower --learning_rate, or start from the last checkpoint with another --seed"
+            )
         folder = Path(output_dir or str(self.args.output_dir))
         if _internal_call:  # then all processes are here
             self.share_buffers()

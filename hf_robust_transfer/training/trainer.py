@@ -25,13 +25,14 @@ from .arguments import RobustTrainingArguments
 from .known_features import FeatureCache, known_features
 from .loading import LoadingTrainer, workers
 from .reporting import LossTerms, random_state_kept, robustness_metrics
+from .running import RunningTrainer
 from .saving import OnTrainBegin, SavingTrainer
 
 # The purposes that randomness is drawn for, as parts of its address.
 _ATTACK, _AUGMENTATION, _EVALUATION = range(3)
 
 
-class RobustTrainer(LoadingTrainer, SavingTrainer):
+class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
     """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
 
     Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
@@ -77,7 +78,7 @@ class RobustTrainer(LoadingTrainer, SavingTrainer):
         compute_metrics: Any = None,
         **kwargs: Any,
     ) -> None:
-        args = args if args is not None else RobustTrainingArguments()
+        args = RobustTrainingArguments() if args is None else args
         if args.n_gpu > 1:
             raise UsageError("several GPUs need a process each: start with `accelerate launch --multi_gpu`")
         if kwargs.get("compute_loss_func") is not None:
@@ -120,7 +121,7 @@ class RobustTrainer(LoadingTrainer, SavingTrainer):
     # ---- model and data ----
 
     def _choose_functions(self) -> None:
-        self.objective = choose_function(self.args.objective, OBJECTIVES, "--objective")
+        self.training_objective = choose_function(self.args.objective, OBJECTIVES, "--objective")
         self._distance = choose_function(self.args.lwf_distance, DISTANCES, "--lwf_distance")
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
@@ -155,7 +156,7 @@ class RobustTrainer(LoadingTrainer, SavingTrainer):
             precision=str(self.accelerator.mixed_precision),  # may come from `accelerate launch` as well
         )
         starts_warm = self.state.global_step < steps_of(self.args.warm_start_steps, self.state.max_steps)
-        if trait(self.objective, "clean_only") and (self.args.freeze == "backbone" or starts_warm):
+        if trait(self.training_objective, "clean_only") and (self.args.freeze == "backbone" or starts_warm):
             self._student_features = find(PixelClassifier(self.model, self.processing_class))
         if self.args.lwf_weight:
             assert self.teacher is not None
@@ -178,7 +179,7 @@ class RobustTrainer(LoadingTrainer, SavingTrainer):
         step = self._step(model, inputs)
         if step.features is None:  # else the backbone takes no part
             eval_where_frozen(self.model, batch_norm=self.args.keeps_batch_norm_eval)
-        output = self.objective(step, **self.args.objective_kwargs)
+        output = self.training_objective(step, **self.args.objective_kwargs)
         terms = dict(output.terms)
         if self.args.lwf_weight > 0:
             terms["lwf"] = self.args.lwf_weight * self._feature_distance(step, output)
@@ -287,9 +288,7 @@ class RobustTrainer(LoadingTrainer, SavingTrainer):
                 indices=inputs["indices"],
             )
         with torch.no_grad(), full_precision(classifier):
-            logits: Any = classifier(images)
-            if adversarial is not None:
-                logits = (logits, classifier(adversarial))
+            logits: Any = classifier(images) if adversarial is None else (classifier(images), classifier(adversarial))
         return None, logits, labels
 
 

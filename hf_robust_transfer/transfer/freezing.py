@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 from ..errors import UsageError
 from ..modeling.classifier import classifier_layer
 
+# Where a model notes the names of the parameters that `freeze` froze; its copies take the note along.
+_FROZEN_HERE = "_frozen_by_freeze"
+
 
 class Block(NamedTuple):
     """One block of a backbone: a name to print, and the names of its parameters in ``model.named_parameters()``."""
@@ -101,16 +104,19 @@ def parse_freeze(value: str | int) -> str | int:
         count = int(value)
     except (TypeError, ValueError):
         count = -1
-    if count < 0:
+    if count < 0 or isinstance(value, float):
         raise UsageError(f"freeze={value!r} must be 'none', 'backbone' or the number of first blocks to freeze")
     return count
 
 
 def freeze(model: PreTrainedModel, what: str | int) -> None:
-    """Set which parameters train, in place; afterwards exactly the frozen ones do not require a gradient.
+    """Freeze parameters, in place: they do not require a gradient afterwards.
+
+    A freeze only freezes. What others froze (you, or an adapter such as LoRA) stays so, whatever is asked for here; of
+    what an earlier call on this model froze, what is not asked for any more is released.
 
     Args:
-        model: a model with one classifier layer, which is never frozen.
+        model: a model with one classifier layer, which this never freezes.
         what: ``"none"``; ``"backbone"``, everything but the classifier layer; or k, the first k of `blocks`.
 
     Raises:
@@ -125,16 +131,23 @@ def freeze(model: PreTrainedModel, what: str | int) -> None:
     """
     what = parse_freeze(what)
     head_name, _ = classifier_layer(model)
-    frozen: set[str] = set()
+    names: set[str] = set()
     if what == "backbone":
-        frozen = {name for name, _ in model.named_parameters() if not name.startswith(f"{head_name}.")}
+        names = {name for name, _ in model.named_parameters() if not name.startswith(f"{head_name}.")}
     elif what not in ("none", 0):
         found = blocks(model)
         if int(what) > len(found):
             raise UsageError(f"freeze={what}, but this backbone has {len(found)} blocks: use at most that, or 'backbone'")
-        frozen = {name for block in found[: int(what)] for name in block.parameters}
+        names = {name for block in found[: int(what)] for name in block.parameters}
+    frozen_here: set[str] = getattr(model, _FROZEN_HERE, set())
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        if name in frozen_here:
+            parameter.requires_grad_(True)
+    now = {name for name, parameter in model.named_parameters() if name in names and parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        if name in now:
+            parameter.requires_grad_(False)
+    setattr(model, _FROZEN_HERE, now)
 
 
 def eval_where_frozen(model: PreTrainedModel, *, batch_norm: bool = False) -> None:

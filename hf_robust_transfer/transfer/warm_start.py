@@ -70,7 +70,7 @@ class HeadWarmStart(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Note which parameters of the backbone are to train after the warm start."""
-        self._release(True)  # what an interrupted run may have left
+        self.release()  # what an interrupted run may have left
         of_head = set(classifier_layer(kwargs["model"])[1].parameters())
         self._held = [
             parameter for parameter in kwargs["model"].parameters() if parameter.requires_grad and parameter not in of_head
@@ -87,7 +87,7 @@ class HeadWarmStart(TrainerCallback):
         warm_steps = steps_of(args.warm_start_steps, state.max_steps)
         ramp_steps = steps_of(args.unfreeze_warmup_steps, state.max_steps)
         warm = state.global_step < warm_steps
-        self._release(not warm)
+        self._hold(warm)
         factor = 1.0
         if warm and args.warm_start_learning_rate is not None:
             factor = args.warm_start_learning_rate / args.learning_rate
@@ -106,8 +106,12 @@ class HeadWarmStart(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Leave the model with the flags it had."""
-        self._release(True)
+        self.release()
 
-    def _release(self, trains: bool) -> None:
+    def release(self) -> None:
+        """Let everything train that this holds still, as after the warm start."""
+        self._hold(False)
+
+    def _hold(self, still: bool) -> None:
         for parameter in self._held:
-            parameter.requires_grad_(trains)
+            parameter.requires_grad_(not still)

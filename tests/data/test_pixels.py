@@ -268,6 +268,24 @@ def test_the_fingerprint_tells_data_and_processors_apart(digits, tiny):
     assert one == same and len({one, other_rows, other_processor}) == 3
 
 
+def test_an_image_that_is_replaced_with_its_old_time_is_noticed(tiny, tmp_path):
+    files = [tmp_path / kind / f"{kind}.bmp" for kind in ("cat", "dog")]  # of the same size in bytes, whatever they show
+    for file, colour in zip(files, ("red", "blue"), strict=True):
+        file.parent.mkdir()
+        Image.new("RGB", (8, 8), colour).save(file)
+
+    def fingerprint():
+        return PixelDataset(
+            datasets.load_dataset("imagefolder", data_dir=str(tmp_path))["train"], tiny("hf-vit")[1]
+        ).fingerprint
+
+    before, status = fingerprint(), files[0].stat()
+    assert fingerprint() == before
+    Image.new("RGB", (8, 8), "green").save(files[0])
+    os.utime(files[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files[0].stat().st_size == status.st_size and fingerprint() != before
+
+
 # Batches
 
 

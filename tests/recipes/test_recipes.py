@@ -184,8 +184,8 @@ BAD_INPUT = {
     "absent class": (["--max_train_samples", "3"], "no training image of "),
     "data": (["--dataset_name", "no/such-data"], "the data set no/such-data cannot be loaded"),
     "model": (
-        ["--model_name_or_path", "no/such-model", "--image_size", "0", "--model_args", "{}"],
-        "model 'no/such-model' cannot",
+        ["--model_name_or_path", "no/such-model"],
+        "model_args and image_size build an untrained timm architecture, but 'no/such-model' is none",
     ),
     "teacher": (["--lwf_weight", "1"], "--lwf_weight 1.0 keeps features close to a teacher's, but there is none"),
     "model_args": (["--model_args", "{depth"], "--model_args {depth is not a JSON object"),

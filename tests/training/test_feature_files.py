@@ -1,6 +1,7 @@
 """The cache of features: its limit, what is spared, and the command that shows it."""
 
 import os
+import resource
 
 import pytest
 import torch
@@ -52,6 +53,82 @@ def test_computing_features_beyond_the_limit_deletes_those_of_others(tiny, folde
     assert len(names(folder)) == 2  # both are in use
     del kept, again
     assert len(trim(folder, 0)) == 2
+
+
+@pytest.fixture
+def compute(tiny, tmp_path):
+    """A function (count, **options) -> the features of so many images, and how many images had to be looked at."""
+    torch.manual_seed(0)
+    items = [{"pixel_values": torch.rand(3, 8, 8)} for _ in range(200)]
+    classifier = PixelClassifier(*tiny("timm-convnext"))
+
+    def run(count, **options):
+        looked = []
+
+        def counting(batch):
+            looked.append(len(batch))
+            return collate(batch)
+
+        loader = DataLoader(items[:count], 50, collate_fn=counting)
+        cache = cache_features(classifier, loader, tmp_path / "kept", fingerprint="f", progress=False, **options)
+        return cache.of(torch.arange(count)).clone(), sum(looked)
+
+    return run
+
+
+DAMAGE = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "cut by a byte": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "one bit": lambda content: content[:-100] + bytes([content[-100] ^ 1]) + content[-99:],
+    "one bit of the header": lambda content: content[:60] + bytes([content[60] ^ 1]) + content[61:],
+    "a page of the web": lambda content: b"<!DOCTYPE html>" * 300,
+    "longer": lambda content: content + b"more",
+}
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_made_anew(compute, tmp_path, damage, mirrored):
+    expected, looked = compute(60, mirrored=mirrored)
+    assert looked == 60 and compute(60, mirrored=mirrored)[1] == 0
+    (file,) = (tmp_path / "kept").glob("*.npy")
+    whole = file.read_bytes()
+    file.write_bytes(DAMAGE[damage](whole))
+    found, looked = compute(60, mirrored=mirrored)
+    assert looked == 60 and torch.equal(found, expected) and file.read_bytes() == whole
+    assert compute(60, mirrored=mirrored)[1] == 0
+
+
+def test_a_file_of_fewer_images_is_not_taken_for_that_of_more(compute):
+    assert compute(60)[1] == 60
+    found, looked = compute(80)
+    assert looked == 80 and len(found) == 80
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_disk_that_is_full_is_an_error_and_leaves_no_file(compute, tmp_path, mirrored):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))  # as small as a disk can be made without mounting one
+    try:
+        with pytest.raises(
+            UsageError, match=r"--feature_cache_dir .*kept: features cannot be kept there \(File too large\)"
+        ):
+            compute(200, mirrored=mirrored)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [file for file in (tmp_path / "kept").iterdir() if file.suffix != ".lock"]
+    assert compute(200, mirrored=mirrored)[1] == 200
+
+
+def test_features_that_are_no_numbers_are_refused(tiny, tmp_path):
+    classifier = PixelClassifier(*tiny("timm-convnext"))
+    classifier.model.timm_model.stem[0].weight.data[0] = float("nan")
+    loader = DataLoader([{"pixel_values": torch.rand(3, 8, 8)} for _ in range(4)], 2, collate_fn=collate)
+    with pytest.raises(UsageError, match="features of the images 0 to 1 are not finite"):
+        cache_features(classifier, loader, tmp_path, fingerprint="f", progress=False)
+    assert names(tmp_path) == []
 
 
 def test_the_command_lists_limits_and_clears(folder, capsys):

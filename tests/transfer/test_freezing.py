@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from timm.layers import DropPath
@@ -110,11 +112,40 @@ def test_a_timm_model_without_group_matcher_has_blocks_by_its_sequences():
 
 
 @pytest.mark.parametrize("what", ["none", 0, "0"])
-def test_freezing_nothing_trains_everything(tiny, kind, what):
+def test_freezing_nothing_leaves_everything_as_it_is(tiny, kind, what):
     model, _ = tiny(kind)
-    model.requires_grad_(False)
     freeze(model, what)
     assert trainable(model) == set(dict(model.named_parameters()))
+    model.requires_grad_(False)
+    freeze(model, what)
+    assert trainable(model) == set()
+
+
+@pytest.mark.parametrize("what", ["none", 1, 2, "backbone"])
+def test_a_freeze_only_freezes(tiny, kind, what):
+    model, _ = tiny(kind)
+    found = blocks(model)
+    by_the_user = {*found[0].parameters[:1], *found[2].parameters, f"{classifier_layer(model)[0]}.bias"}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in by_the_user)
+    before = trainable(model)
+    for choice in (what, "none", what, 1, what):  # also after others were frozen and released
+        freeze(model, choice)
+        assert trainable(model) <= before
+    count = {"none": 0, "backbone": len(found)}.get(what, what)
+    assert trainable(model) == before - {name for block in found[:count] for name in block.parameters}
+    freeze(model, "none")
+    assert trainable(model) == before
+
+
+def test_a_copy_knows_what_was_frozen_here(tiny):
+    model, _ = tiny("timm-wrn")
+    next(model.parameters()).requires_grad_(False)
+    before = trainable(model)
+    freeze(model, "backbone")
+    copied = copy.deepcopy(model)
+    freeze(copied, "none")
+    assert trainable(copied) == before and len(trainable(model)) == 2
 
 
 def test_freezing_the_backbone_trains_the_classifier_layer_alone(tiny, kind):

@@ -1,0 +1,128 @@
+"""Trainings as a whole: what they leave of a model's flags, what a search looks for, and how one that breaks ends."""
+
+import math
+
+import optuna
+import pytest
+import torch
+from tiny_models import PLAIN
+from transformers import TrainerCallback
+
+from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
+from hf_robust_transfer.errors import UsageError
+from hf_robust_transfer.modeling import classifier_layer
+
+PLAIN = {**PLAIN, "per_device_train_batch_size": 8, "max_steps": 3, "eval_attack_steps": 1, "save_strategy": "no"}
+
+
+@pytest.fixture
+def data(digit_batch):
+    images, labels = digit_batch(8, 24)
+    return [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+
+
+@pytest.fixture
+def trainer_of(tiny, data, tmp_path):
+    """A function (model, **arguments) -> a trainer of it on digits; `trainer=` options go to the trainer."""
+
+    def make(model, trainer=None, **arguments):
+        options = {**PLAIN, "report_to": "none", "disable_tqdm": True, **arguments}
+        args = RobustTrainingArguments(str(tmp_path / "run"), use_cpu=True, **options)
+        given = {"train_dataset": data, "eval_dataset": data, **(trainer or {})}
+        return RobustTrainer(model, args, processing_class=tiny("timm-convnext")[1], **given)
+
+    return make
+
+
+def test_training_changes_nothing_that_somebody_else_froze(tiny, trainer_of):
+    teacher = PixelClassifier(*tiny("timm-convnext", seed=1))
+    for options in ({}, {"warm_start_steps": 2}, {"freeze": "1"}, {"lwf_weight": 0.5, "warm_start_steps": 1}):
+        model, _ = tiny("timm-convnext")
+        for name, parameter in model.named_parameters():  # as an adapter leaves it
+            parameter.requires_grad_("stages.3" in name or "head.fc" in name)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        flags = [parameter.requires_grad for parameter in model.parameters()]
+        trainer_of(model, trainer={"teacher": teacher}, **{**options, "learning_rate": 0.05}).train()
+        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert changed and all("stages.3" in name or "head.fc" in name for name in changed)
+        assert any("stages.3" in name for name in changed)
+        assert [parameter.requires_grad for parameter in model.parameters()] == flags
+
+
+def test_a_training_that_is_interrupted_in_its_warm_start_leaves_nothing_frozen(tiny, trainer_of):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    model, _ = tiny("timm-convnext")
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(model, trainer={"callbacks": [Interrupt()]}, warm_start_steps=2).train()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_that_is_frozen_whole_is_refused(tiny, trainer_of):
+    model, _ = tiny("timm-convnext")
+    with pytest.raises(UsageError, match="every parameter of the model is frozen"):
+        trainer_of(model.requires_grad_(False))
+
+
+def test_a_search_looks_for_the_most_robust_model(tiny, trainer_of):
+    measured = []
+
+    class Measure(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **kwargs):
+            measured.append(metrics["eval_robust_accuracy"])
+
+    options = {"model_init": lambda: tiny("timm-convnext")[0], "callbacks": [Measure()]}
+    trainer = trainer_of(None, trainer=options, eps="0.01", eval_strategy="steps", eval_steps=20)
+    rates = [1e-9, 3e-2]
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_categorical("learning_rate", rates), "max_steps": 40},
+        n_trials=2,
+        backend="optuna",
+        sampler=optuna.samplers.GridSampler({"learning_rate": rates}),
+    )
+    # The trainer goes on training after an evaluation, and a trial counts by its last.
+    assert len(measured) == 4 and measured[1] != measured[3] and best.objective == max(measured[1], measured[3])
+
+
+def test_a_search_for_what_is_not_measured_or_for_the_least_robust_model_is_refused(tiny, trainer_of):
+    options = {"model_init": lambda: tiny("timm-convnext")[0]}
+    with pytest.raises(UsageError, match="--eval_attack_steps 0 measures no robust accuracy"):
+        trainer_of(None, trainer=options, eval_attack_steps=0).hyperparameter_search(n_trials=1)
+    with pytest.raises(UsageError, match="least robust model"):
+        trainer_of(None, trainer=options).hyperparameter_search(n_trials=1, direction="minimize")
+    with pytest.raises(UsageError, match=r"--learning_rate -1\.0 must be at least 0"):
+        trainer_of(None, trainer=options).hyperparameter_search(lambda trial: {"learning_rate": -1.0}, n_trials=1)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tiny, trainer_of, tmp_path):
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    classifier_layer(model)[1].bias[0] = math.nan
+
+    trainer = trainer_of(
+        tiny("timm-convnext")[0], trainer={"callbacks": [Break()]}, max_steps=2, save_strategy="steps", save_steps=1
+    )
+    with pytest.raises(FloatingPointError, match=r"step 2: 1 tensors of weights are not finite .*head\.fc\.bias"):
+        trainer.train()
+    assert (tmp_path / "run" / "checkpoint-1").is_dir() and not (tmp_path / "run" / "checkpoint-2").exists()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        trainer.save_model()
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_evaluation_without_numbers_is_an_error(tiny, trainer_of):
+    model, _ = tiny("timm-convnext")
+    trainer = trainer_of(model)
+
+    def overflow(_module, _inputs, output):
+        output.logits[:1] = math.nan
+        return output
+
+    model.register_forward_hook(overflow)
+    with pytest.raises(FloatingPointError, match="evaluation: the logits of 3 of 24 clean images are not finite"):
+        trainer.args.per_device_eval_batch_size = 8
+        trainer.evaluate()
