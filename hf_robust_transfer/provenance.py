@@ -6,8 +6,6 @@ from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from .errors import UsageError
-
-from .errors import UsageError
 from .threat_model import ThreatModel, parse_eps
 
 
