@@ -66,15 +66,13 @@ class TrainedFor(_Record):
         content = getattr(config, "robust_training", None)
         if content is not None and not isinstance(content, Mapping):
             raise UsageError(f"config.json: robust_training is {content!r}, not an object like {cls().to_dict()}")
-        record = cls.from_dict(content or {})
         try:
+            record = cls.from_dict(content or {})
             ThreatModel(record.norm, parse_eps(record.eps))
         except UsageError as error:
             raise UsageError(f"config.json: robust_training: {error}") from None
-        if not isinstance(record.seed, int) or record.seed < 0:
-            raise UsageError(f"config.json: robust_training: seed {record.seed!r} is not a number of at least 0")
-        if record.data is not None and not isinstance(record.data, dict):
-            raise UsageError(f"config.json: robust_training: data {record.data!r} is not an object of options")
+        if record.seed < 0:
+            raise UsageError(f"config.json: robust_training: seed {record.seed} must be at least 0")
         return record
 
 
