@@ -64,10 +64,8 @@ class TrainedFor(_Record):
             UsageError: it says something that cannot be.
         """
         content = getattr(config, "robust_training", None)
-        if content is not None and not isinstance(content, Mapping):
-            raise UsageError(f"config.json: robust_training is {content!r}, not an object like {cls().to_dict()}")
         try:
-            record = cls.from_dict(content or {})
+            record = cls.from_dict({} if content is None else content)
             ThreatModel(record.norm, parse_eps(record.eps))
         except UsageError as error:
             raise UsageError(f"config.json: robust_training: {error}") from None
