@@ -111,6 +111,9 @@ KINDS: dict[str, _Kind] = {
 }
 
 
+_NAME = re.compile(r"([a-z][a-z-]*?)(?:-(\d+))?")
+
+
 def attack_summaries() -> dict[str, str]:
     """What each kind of attack is, by the form of its name.
 
@@ -123,6 +126,17 @@ def attack_summaries() -> dict[str, str]:
         "foolbox:NAME": "an attack of foolbox's for the norm of the threat model, where it is installed",
         "MODULE:FUNCTION": "an attack of your own, called as hf_robust_transfer.pgd is",
     }
+
+
+def named_kind(text: str) -> str | None:
+    """The kind of an attack of this package that a name begins with; None for one from elsewhere.
+
+    Example:
+        >>> named_kind("pgd-20:restarts=2"), named_kind("mine:attack")
+        ('pgd', None)
+    """
+    match = _NAME.fullmatch(text.partition(":")[0])
+    return match[1] if match is not None and match[1] in KINDS else None
 
 
 def parse_attack(text: str, norm: str | None = None) -> Attack:
@@ -145,7 +159,7 @@ def parse_attack(text: str, norm: str | None = None) -> Attack:
     name, _, settings = text.partition(":")
     if name == "foolbox":
         return foolbox_attack(text, norm)
-    match = re.fullmatch(r"([a-z][a-z-]*?)(?:-(\d+))?", name)
+    match = _NAME.fullmatch(name)
     if match is None or match[1] not in KINDS:
         if settings:
             return attack_of_module(text)

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from ..attacks.eval_mode import untouched
 from ..data import as_pixels, collate
 from ..threat_model import ThreatModel
-from .accuracy import Accuracy, by_class, counted
+from .accuracy import Accuracy
 from .chunks import Outcomes, Task, attack_in_chunks
+from .counting import figures
 from .named_attacks import parse_attack, parse_attacks
-from .report import AttackResult, ClassResult, CurvePoint, RobustnessReport
+from .report import AttackResult, CurvePoint, RobustnessReport
 from .self_checks import (
     SUBSAMPLE_ATTACKS,
     SelfCheck,
-    at_least_as_strong,
+    comparisons,
     gradient_beats_noise,
     gradient_is_the_slope,
     huge_threat_model,
-    listed_attacks,
     no_robustness_at_huge_eps,
     order,
     same_answer_again,
@@ -242,31 +242,22 @@ def _planned(subject: Subject, threat_model: ThreatModel, attacks: Sequence[Atta
 
 def _accuracies(subject: Subject, attacks: Sequence[Attack], outcomes: Outcomes, tasks: Sequence[Task]) -> dict[str, Any]:
     """The parts of the report that are accuracies; in a cascade, no attack has one of its own."""
-    truth, cascade = outcomes.labels, subject.settings.cascade
-    right = outcomes.clean == truth
-    ran = [outcomes.tasks[task.key] for task in tasks]
-    robust = {attack.name: right & (each.predictions == truth) for attack, each in zip(attacks, ran, strict=True)}
-    everywhere = np.logical_and.reduce(list(robust.values()))
-    present = np.unique(truth).tolist()
-    of_class = {name: by_class(held, truth, present) for name, held in robust.items() if not cascade}
-    results = []
-    for attack, outcome in zip(attacks, ran, strict=True):
-        measured = (None, None) if cascade else counted(right, robust[attack.name])
-        results.append(AttackResult(attack.name, attack.kind, attack.options, outcome.remarks, *measured))
-    rows = zip(present, by_class(right, truth, present), by_class(everywhere, truth, present), strict=True)
+    ran = {attack.name: outcomes.tasks[task.key] for attack, task in zip(attacks, tasks, strict=True)}
+    predictions = {name: outcome.predictions for name, outcome in ran.items()}
+    found = figures(outcomes.labels, outcomes.clean, predictions, subject.labels, cascade=subject.settings.cascade)
     return {
-        "clean": Accuracy.of(right),
-        "worst_case": Accuracy.of(everywhere),
-        "attacks": results,
-        "per_class": [
-            ClassResult(
-                subject.labels[label],
-                int((truth == label).sum()),
-                clean,
-                worst_case,
-                {name: values[row] for name, values in of_class.items()},
+        "clean": found.clean,
+        "worst_case": found.worst_case,
+        "per_class": found.per_class,
+        "attacks": [
+            AttackResult(
+                attack.name,
+                attack.kind,
+                attack.options,
+                ran[attack.name].remarks,
+                *(found.attacks[attack.name] or (None, None)),
             )
-            for row, (label, clean, worst_case) in enumerate(rows)
+            for attack in attacks
         ],
     }
 
@@ -282,19 +273,14 @@ def _self_checks(
     count = min(len(values) for values in ran.values())  # in whole chunks; one listed as an attack has them all
     robust = {name: (name, values[:count] == truth[:count]) for name, values in ran.items()}
     at_huge_eps = {name: robust[f"{name} at a huge ε"][1] for name in ("noise", "pgd-20")}
-    white_box = min(("pgd-20", "pgd-100"), key=lambda name: robust[name][1].mean())
     everywhere = {
         attack.name: outcomes.tasks[task.key].predictions == truth for attack, task in zip(attacks, plan.main, strict=True)
     }
     listed = np.logical_and.reduce([outcomes.clean == truth, *everywhere.values()])[:count]
     checks = [
         no_robustness_at_huge_eps(at_huge_eps["pgd-20"], plan.checks["pgd-20 at a huge ε"].threat_model),
-        at_least_as_strong("more_steps", robust["pgd-100"], robust["pgd-20"]),
         gradient_beats_noise(robust["pgd-20"], robust["noise"], at_huge_eps["pgd-20"], at_huge_eps["noise"]),
-        at_least_as_strong("steps_beat_one_step", robust["pgd-20"], robust["fgsm"]),
-        at_least_as_strong("one_step_beats_noise", robust["fgsm"], robust["noise"]),
-        at_least_as_strong("white_box_beats_black_box", robust[white_box], robust["square-500"]),
-        listed_attacks(listed, {name: robust[name][1] for name in SUBSAMPLE_ATTACKS}),
+        *comparisons({name: robust[name][1] for name in SUBSAMPLE_ATTACKS}, listed),
         *_looks(subject, dataset, plan.main[0].threat_model, listed),
         *([] if subject.settings.cascade else order(everywhere, attacks)),
     ]

@@ -137,6 +137,24 @@ def listed_attacks(listed: np.ndarray[Any, Any], others: Mapping[str, np.ndarray
     return max(compared, key=lambda check: (not check.passed, check.figure))
 
 
+def comparisons(robust: Mapping[str, np.ndarray[Any, Any]], listed: np.ndarray[Any, Any]) -> list[SelfCheck]:
+    """The checks that follow from what the attacks of the self-checks left at ε.
+
+    Args:
+        robust: by the name of each of `SUBSAMPLE_ATTACKS`, whether each sample is robust under it, bool (n,).
+        listed: whether each is under all listed attacks.
+    """
+    named = {name: (name, held) for name, held in robust.items()}
+    white_box = min(("pgd-20", "pgd-100"), key=lambda name: robust[name].mean())
+    return [
+        at_least_as_strong("more_steps", named["pgd-100"], named["pgd-20"]),
+        at_least_as_strong("steps_beat_one_step", named["pgd-20"], named["fgsm"]),
+        at_least_as_strong("one_step_beats_noise", named["fgsm"], named["noise"]),
+        at_least_as_strong("white_box_beats_black_box", named[white_box], named["square-500"]),
+        listed_attacks(listed, robust),
+    ]
+
+
 def same_answer_again(classifier: Classifier, batches: Sequence[Tensor]) -> SelfCheck:
     """A model that answers the same images differently has no robust accuracy that could be measured again.
 

@@ -17,6 +17,7 @@ from ..data import to_pixels
 from ..errors import UsageError
 from ..evaluation import RobustnessReport
 from ..evaluation.accuracy import Accuracy
+from ..evaluation.counting import check_report
 from ..evaluation.report import eps_text, file_sha256
 from ..markdown import code_block, escaped, one_line
 from ..modeling import PixelClassifier, load_model
@@ -73,7 +74,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
         folder: holds a checkpoint, and what training and evaluation left beside it.
 
     Raises:
-        UsageError: there is no checkpoint that can be loaded.
+        UsageError: there is no checkpoint that can be loaded, or its report does not agree with itself.
     """
     folder = Path(folder)
     model, processor = load_model(str(folder))
@@ -83,6 +84,9 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
         noted = report.model.get("fingerprint_parts") or {"weights": report.model.get("weights_sha256")}
         logger.warning(f"{folder / REPORT_NAME} does not count: it is of a model with {difference(noted, parts)}")
         report = None
+    labels = PixelClassifier(model, processor).labels
+    if report is not None:
+        check_report(report, labels)
     training = _evidence(folder / RECORD_NAME, _record)
     if training is not None and training.get("fingerprint") != identity:
         noted = training.get("fingerprint_parts") or {}
@@ -92,7 +96,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
     return CheckpointFacts(
         architecture=getattr(model.config, "architecture", None) if model.config.model_type == "timm_wrapper" else None,
         model_class=type(model).__name__,
-        labels=PixelClassifier(model, processor).labels,
+        labels=labels,
         input_shape=tuple(to_pixels(processor)(Image.new("RGB", (256, 256))).shape),
         fingerprint_parts=parts,
         report=report,
