@@ -1,4 +1,4 @@
-"""The figures of a report, counted from its predictions; and whether a report that came from elsewhere agrees with its own."""
+"""The figures of a report, counted from its predictions, and whether a report that was read has its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -193,9 +193,9 @@ def _agrees(told: SelfCheck | None, found: SelfCheck) -> bool:
 
 _PARTS: dict[str, Callable[[RobustnessReport, list[str]], bool]] = {
     "its predictions are not one for each image, label and attack": _predictions,
+    "its threat model, settings or times are none": _conditions,
     "its accuracies or their intervals are not those of its predictions": _figures,
     "an attack's name is not that of its options": _attacks,
-    "its threat model, settings or times are none": _conditions,
     "its curve has accuracies or intervals that no number of images gives": _curve,
     "its self-checks are not those of the predictions under their attacks": _self_checks,
 }

@@ -62,6 +62,9 @@ def files_to_publish(
     folder, repo_id = Path(folder), checked_repo_id(repo_id)
     if not (folder / CONFIG_NAME).is_file():
         raise UsageError(f"{folder} holds no checkpoint: it has no {CONFIG_NAME}")
+    for name in (CONFIG_NAME, RECORD_NAME, REPORT_NAME):  # places are left out of them; a token is nothing to pass over
+        if (folder / name).is_file():
+            check_for_secrets(name, folder / name, [token], places=False)
     stand_alone(folder)
     facts = read_facts(folder)
     facts = replace(facts, training=shareable(facts.training))
@@ -69,13 +72,6 @@ def files_to_publish(
     # A timm model's image processor is in its configuration. This file would be another model's, and win on the Hub.
     names += [PROCESSOR_NAME] if facts.architecture is None else []
     chosen: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
-    for name in (
-        CONFIG_NAME,
-        RECORD_NAME,
-        REPORT_NAME,
-    ):  # from which places can be left out; a token is nothing to pass over
-        if (folder / name).is_file():
-            check_for_secrets(name, folder / name, [token], places=False)
     chosen[CONFIG_NAME] = _json(_for_others(CONFIG_NAME, json.loads((folder / CONFIG_NAME).read_text()), repo_id))
     _check_that_it_loads(chosen, facts, folder)
     if facts.training is not None:
