@@ -21,8 +21,9 @@ PAGE, PICTURE = DOCS / "model_card_example.md", DOCS / "digits_curve.png"
 LABELS = list("56789")
 ABOUT = f"""# A model card as it is published
 
-`hf-robust-transfer publish` writes this one for a small ConvNeXt that was trained adversarially on the digits 0–4 and transferred to
-5–9 with LwF. Its curve is [{PICTURE.name}]({PICTURE.name}). The page is written by `python tests/hub/card_example.py`.
+`hf-robust-transfer publish` writes this one for a small ConvNeXt that was trained adversarially on the digits 0–4 and
+transferred to 5–9 with LwF. Its curve is [{PICTURE.name}]({PICTURE.name}). The page is written by
+`python tests/hub/card_example.py`.
 
 """
 
