@@ -86,7 +86,7 @@ def results(folder):
 def files(hub, repo_id):
     try:
         return set(hub.files(repo_id))
-    except KeyError:  # there is no such repository yet
+    except FileNotFoundError:  # there is no such repository yet
         return set()
 
 
