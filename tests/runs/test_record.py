@@ -36,7 +36,7 @@ def test_trackers_are_told_no_token_and_no_place(tmp_path, monkeypatch):
         str(tmp_path / "run"),
         run_name=f"{TOKEN}-1",
         hub_token="planted-flag",
-        optim_args="x=planted-flag",
+        project="of-planted-flag",
         report_to="none",
     )
     assert args.run_name == "<token>-1" and args.hub_token == "planted-flag" and Path(str(args.output_dir)).is_absolute()
