@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_folders import write_splits
 from row import GOOD, Row, arguments, filled
 
 from hf_robust_transfer.cli.main import COMMANDS, run_command
@@ -31,8 +32,7 @@ def folders(tmp_path_factory, digits, tiny):
     """Shared folders that rows may read: ``images`` (parquet: 48 digits to train on, 32 to test on), ``model`` (a
     checkpoint for them), and ``weights`` (the same without a configuration, as from elsewhere, in ``weights.pt``)."""
     images, model_folder, weights = (tmp_path_factory.mktemp(name) for name in ("images", "model", "weights"))
-    digits.select(range(48)).to_parquet(images / "train-00000-of-00001.parquet")
-    digits.select(range(48, 80)).to_parquet(images / "test-00000-of-00001.parquet")
+    write_splits(images, digits, train=range(48), test=range(48, 80))
     model, processor = tiny("timm-convnext")
     model.config.robust_training = {"norm": "linf", "eps": "8/255", "data": {"dataset_name": str(images)}}
     model.save_pretrained(model_folder)

@@ -1,15 +1,14 @@
 """The data of an evaluation."""
 
 import pytest
+from data_folders import write_splits
 
 from hf_robust_transfer.data import DataArguments, load_evaluation_split
 
 
 @pytest.fixture
 def folder(tmp_path, digits):
-    digits.select(range(100)).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
-    digits.select(range(100, 150)).to_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet")
-    digits.select(range(150, 200)).to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    write_splits(tmp_path / "data", digits, train=range(100), validation=range(100, 150), test=range(150, 200))
     return tmp_path / "data"
 
 

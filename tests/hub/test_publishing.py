@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_folders import write_splits
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
@@ -203,8 +204,7 @@ def run(hub, *command, cwd, token=None):
 def images(tmp_path_factory, digits):
     """A folder to work in, with digits in parquet files under ./digits."""
     folder = tmp_path_factory.mktemp("work")
-    digits.select(range(150)).to_parquet(folder / "digits" / "train-00000-of-00001.parquet")
-    digits.select(range(150, 200)).to_parquet(folder / "digits" / "test-00000-of-00001.parquet")
+    write_splits(folder / "digits", digits, train=range(150), test=range(150, 200))
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_folders import write_splits
 from safetensors.torch import load_file
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, load_image_splits, load_model
@@ -45,10 +46,7 @@ def run_here(command, *arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, digits):
     """A folder with digits in parquet files, a training and a test split."""
-    folder = tmp_path_factory.mktemp("digits")
-    digits.select(range(120)).to_parquet(folder / "train-00000-of-00001.parquet")
-    digits.select(range(120, 200)).to_parquet(folder / "test-00000-of-00001.parquet")
-    return folder
+    return write_splits(tmp_path_factory.mktemp("digits"), digits, train=range(120), test=range(120, 200))
 
 
 @pytest.fixture(scope="module")

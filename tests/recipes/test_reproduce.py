@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_folders import write_splits
 from PIL import Image
 
 from hf_robust_transfer.cli.finetune import FinetuningArguments
@@ -45,10 +46,7 @@ def start(tmp_path, folder, source):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, digits):
     """Digits in parquet files."""
-    folder = tmp_path_factory.mktemp("digits")
-    digits.select(range(120)).to_parquet(folder / "train-00000-of-00001.parquet")
-    digits.select(range(120, 160)).to_parquet(folder / "test-00000-of-00001.parquet")
-    return folder
+    return write_splits(tmp_path_factory.mktemp("digits"), digits, train=range(120), test=range(120, 160))
 
 
 @pytest.fixture(scope="module")

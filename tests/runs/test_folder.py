@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from data_folders import write_splits
 from safetensors.torch import load_file
 
 from hf_robust_transfer.cli.main import run_command
@@ -20,10 +21,7 @@ QUICK = ("--per_device_train_batch_size", "16", "--eval_attack_steps", "1", "--d
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, digits):
-    folder = tmp_path_factory.mktemp("digits")
-    digits.select(range(48)).to_parquet(folder / "train-00000-of-00001.parquet")
-    digits.select(range(48, 80)).to_parquet(folder / "test-00000-of-00001.parquet")
-    return folder
+    return write_splits(tmp_path_factory.mktemp("digits"), digits, train=range(48), test=range(48, 80))
 
 
 @pytest.fixture(scope="module")

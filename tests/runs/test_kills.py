@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from data_folders import write_splits
 from hub_server import HubServer
 from safetensors.torch import load_file
 
@@ -63,10 +64,7 @@ def killed(arguments, after, environment=None):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory, digits):
-    folder = tmp_path_factory.mktemp("digits")
-    digits.select(range(64)).to_parquet(folder / "train-00000-of-00001.parquet")
-    digits.select(range(64, 96)).to_parquet(folder / "test-00000-of-00001.parquet")
-    return folder
+    return write_splits(tmp_path_factory.mktemp("digits"), digits, train=range(64), test=range(64, 96))
 
 
 @pytest.fixture(scope="module")
