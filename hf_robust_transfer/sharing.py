@@ -57,8 +57,9 @@ _ROOTS = {
 }
 # Each begins with a letter of its own, which makes the search through gigabytes of weights a fast one.
 _TOKENS_IN_BYTES = re.compile(rb"hf_[A-Za-z0-9]{20,}"), re.compile(rb"api_org_[A-Za-z0-9]{20,}")
+# A file of PyTorch is an archive whose tensors are called archive/data/0 and so on, before what archives begin parts with.
 _PLACES_IN_BYTES = (
-    re.compile(rb"/(?:%b)/[\w.-]{3,}" % "|".join(sorted(_ROOTS)).encode()),
+    re.compile(rb"/(?:%b)/(?!\d+(?:FB|PK))[\w.-]{3,}" % "|".join(sorted(_ROOTS)).encode()),
     re.compile(rb":\\{1,2}Users\\{1,2}\w{2,}"),
 )
 _HEADER = 100_000_000  # the most that safetensors allows
@@ -172,7 +173,8 @@ def shareable(value: Any, tokens: Iterable[str | None] = ()) -> Any:
     if isinstance(value, dict):
         return {shareable(name, tokens): shareable(each, tokens) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [each if each in _user_names() else shareable(each, tokens) for each in value]
+        names = _user_names()
+        return [each if isinstance(each, str) and each in names else shareable(each, tokens) for each in value]
     return value
 
 

@@ -145,3 +145,18 @@ def test_binary_files_and_their_metadata_are_looked_through(tmp_path, planted):
                 check_for_secrets(file.name, content)
     (tmp_path / "empty.bin").touch()
     check_for_secrets("empty.bin", tmp_path / "empty.bin")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "archive.bin"])
+@pytest.mark.parametrize("size", [0, 1, 50, 4000])
+def test_what_a_file_of_pytorch_is_made_of_is_no_place(tmp_path, name, size):
+    import torch
+
+    torch.save({f"weight{number}": torch.rand(size) for number in range(30)}, tmp_path / name)
+    for content in (tmp_path / name, (tmp_path / name).read_bytes()):
+        check_for_secrets(name, content)
+
+
+def test_what_others_may_see_keeps_the_form_of_what_it_is_made_from():
+    logs = {"log_history": [{"loss": 0.5, "step": 1}, [1, None, True, "cat"]], "best": None}
+    assert shareable(logs) == logs

@@ -56,7 +56,9 @@ def build(config):
         image_size=8,
     )
     model = model.to(dtype)
-    plain = {"learning_rate": 0.01, "warm_start_steps": 0, "unfreeze_warmup_steps": 0, "warm_start_learning_rate": 0.01}
+    plain = {"learning_rate": 0.01, "warm_start_steps": 0, "unfreeze_warmup_steps": 0}
+    if config["arguments"].get("warm_start_steps"):
+        plain["warm_start_learning_rate"] = 0.01
     arguments = {
         **plain,
         "save_strategy": "no",
