@@ -52,8 +52,9 @@ def check_numbers(args: TrainingArguments) -> None:
             raise UsageError(f"--{name} {value} must be at least {least}{instead}")
         if value == 0 and name in (*_ABOVE_0, "max_steps"):
             raise UsageError(f"--{name} {value} must be above 0{instead}")
-        if value >= _BELOW.get(name, inf):
-            raise UsageError(f"--{name} {value} must be below {_BELOW[name]}")
+        below = _BELOW.get(name, 2**31 if isinstance(value, int) else inf)  # no counter is larger
+        if value >= below:
+            raise UsageError(f"--{name} {value} must be below {below}")
 
 
 @cache

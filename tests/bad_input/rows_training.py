@@ -38,6 +38,8 @@ NUMBERS = [
     )),
     ("max_steps -5", "--max_steps -5 must be at least -1; -1 leaves the length to --num_train_epochs"),
     ("seed 4294967296", "--seed 4294967296 must be below 4294967296"),
+    ("per_device_train_batch_size 100000000000000000000", "must be below 2147483648"),
+    ("max_steps 9999999999", "--max_steps 9999999999 must be below 2147483648"),
     ("adam_beta1 1", "--adam_beta1 1.0 must be below 1"),
     ("eps nan", "--eps='nan' is not a number"),
     ("eps=-1/255", "--eps=-1/255 must be a finite number of at least 0"),
