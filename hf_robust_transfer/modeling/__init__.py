@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .classifier import ClassifierOutput, PixelClassifier, classifier_layer, pixel_statistics
+    from .classifier import ClassifierOutput, PixelClassifier, classifier_layer
     from .importing import import_checkpoint
     from .loading import create_model, load_model, replace_head
+    from .processors import pixel_statistics
 
 __all__ = [
     "ClassifierOutput",
@@ -26,8 +27,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "classifier": ("ClassifierOutput", "PixelClassifier", "classifier_layer", "pixel_statistics"),
+        "classifier": ("ClassifierOutput", "PixelClassifier", "classifier_layer"),
         "importing": ("import_checkpoint",),
         "loading": ("create_model", "load_model", "replace_head"),
+        "processors": ("pixel_statistics",),
     },
 )

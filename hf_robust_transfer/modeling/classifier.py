@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
-from math import isfinite
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..errors import UsageError
+from .processors import pixel_statistics
 
 
 class ClassifierOutput(NamedTuple):
@@ -67,39 +67,6 @@ def linear_layers(classifier_layer: nn.Module) -> list[nn.Linear]:
     The first one's ``in_features`` is the size of the penultimate features.
     """
     return [module for module in classifier_layer.modules() if isinstance(module, nn.Linear)]
-
-
-def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation, in [0, 1] pixel units, with which a checkpoint's image processor normalises.
-
-    Raises:
-        UsageError: the processor does something else to pixel values than ``(pixel - mean) / std``, or a std is not
-            above 0.
-    """
-    mean, std = _statistics(processor)
-    if not all(isfinite(value) for value in (*mean, *std)) or not all(value > 0 for value in std):
-        raise UsageError(
-            f"the image processor normalises with mean {mean} and std {std}: each std must be above 0, and both those of"
-            " pixels in [0, 1], so divide those of 0 … 255 by 255"
-        )
-    return mean, std
-
-
-def _statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    data_config = getattr(processor, "data_config", None)
-    if data_config is not None:  # timm
-        return tuple(data_config["mean"]), tuple(data_config["std"])
-    for flag in ("rescale_offset", "include_top", "do_flip_channel_order"):
-        if getattr(processor, flag, False):
-            raise UsageError(
-                f"{type(processor).__name__} with {flag}=True is not supported: its pixels are not (x-mean)/std"
-            )
-    factor = getattr(processor, "rescale_factor", 1 / 255)
-    if not getattr(processor, "do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
-        raise UsageError(f"{type(processor).__name__} must rescale pixels by 1/255, but has rescale_factor={factor}")
-    if not getattr(processor, "do_normalize", False):
-        return (0.0,), (1.0,)
-    return tuple(processor.image_mean), tuple(processor.image_std)
 
 
 class PixelClassifier(nn.Module):

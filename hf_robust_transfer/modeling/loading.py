@@ -20,10 +20,10 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ..errors import UsageError
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
-from .classifier import classifier_layer, linear_layers, pixel_statistics
+from .classifier import classifier_layer, linear_layers
+from .processors import LARGEST_SIDE, check_processor
 from .weights import building_at_most, check_config, check_weights, size_limit
 
-_LARGEST_SIDE = 8192  # of an image, in pixels
 _PRETRAINED_CFG_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 
@@ -107,21 +107,6 @@ def _check_labels(model: PreTrainedModel) -> None:
         raise UsageError("its config.json must give each of the labels 0, 1, 2, … a name, in id2label")
 
 
-def check_processor(processor: BaseImageProcessor) -> None:
-    """Make sure that an image processor makes images of a possible size, and normalises them with a standard deviation.
-
-    Raises:
-        UsageError: it does not.
-    """
-    pixel_statistics(processor)
-    data_config = getattr(processor, "data_config", None)
-    sizes = [getattr(processor, name, None) or {} for name in ("size", "crop_size")]
-    sides = [side for size in sizes for side in dict(size).values()] if data_config is None else data_config["input_size"]
-    for side in sides:
-        if side is not None and not 1 <= side <= _LARGEST_SIDE:
-            raise UsageError(f"its image processor makes images of {side} pixels: a side has 1 to {_LARGEST_SIDE}")
-
-
 def create_model(
     architecture: str,
     *,
@@ -154,8 +139,8 @@ def create_model(
     if not timm.is_model(architecture):
         close = timm.list_models(f"*{architecture}*")[:5]
         raise UsageError(f"timm has no architecture {architecture!r}" + (f"; near it: {', '.join(close)}" if close else ""))
-    if image_size is not None and not 1 <= image_size <= _LARGEST_SIDE:
-        raise UsageError(f"image_size {image_size} must be a side of 1 to {_LARGEST_SIDE} pixels")
+    if image_size is not None and not 1 <= image_size <= LARGEST_SIDE:
+        raise UsageError(f"image_size {image_size} must be a side of 1 to {LARGEST_SIDE} pixels")
     model_args = dict(model_args or {})
     initialised = _initialised(architecture, len(id2label), model_args)
     defaults = resolve_data_config(model=initialised)
