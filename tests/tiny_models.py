@@ -13,6 +13,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hf_robust_transfer.modeling import classifier_layers
+
 # kind: architecture, its arguments, image size
 TIMM = {
     "timm-convnext": ("convnext_tiny", {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, 8),
@@ -60,3 +62,9 @@ TRANSFORMERS = {
 # Arguments of a training that is as plain with an LwF term as without: no warm start, no ramp.
 PLAIN = {"learning_rate": 0.01, "warm_start_steps": 0, "unfreeze_warmup_steps": 0}
 DIGITS = {index: str(index) for index in range(10)}
+
+
+def classifier_layer(model):
+    """The name and module of the classifier layer of a model with one."""
+    (found,) = classifier_layers(model).items()
+    return found

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .classifier import ClassifierOutput, PixelClassifier, classifier_layer
+    from .classifier import ClassifierOutput, PixelClassifier
+    from .heads import classifier_layers, replace_head
     from .importing import import_checkpoint
-    from .loading import create_model, load_model, replace_head
+    from .loading import create_model, load_model
     from .processors import pixel_statistics
 
 __all__ = [
     "ClassifierOutput",
     "PixelClassifier",
-    "classifier_layer",
+    "classifier_layers",
     "create_model",
     "import_checkpoint",
     "load_model",
@@ -27,9 +28,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "classifier": ("ClassifierOutput", "PixelClassifier", "classifier_layer"),
+        "classifier": ("ClassifierOutput", "PixelClassifier"),
+        "heads": ("classifier_layers", "replace_head"),
         "importing": ("import_checkpoint",),
-        "loading": ("create_model", "load_model", "replace_head"),
+        "loading": ("create_model", "load_model"),
         "processors": ("pixel_statistics",),
     },
 )

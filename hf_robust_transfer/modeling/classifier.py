@@ -1,9 +1,9 @@
 """The pixel-space classifier: the only view of a model that attacks and objectives have."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..errors import UsageError
+from .heads import classifier_layers, logits_of_features
 from .processors import pixel_statistics
 
 
@@ -23,52 +24,6 @@ class ClassifierOutput(NamedTuple):
     features: Tensor
 
 
-def classifier_layer(model: nn.Module) -> tuple[str, nn.Module]:
-    """The name and module of what maps penultimate features to logits: one linear layer or, where asked for, several.
-
-    For a timm model inside `transformers` it is timm's own ``get_classifier()``; otherwise the one linear layer with as
-    many outputs as the model has labels that comes after all others.
-
-    Raises:
-        ValueError: the model has no such layer, or several of them (a distilled DeiT, say).
-
-    Example:
-        >>> from transformers import ViTConfig, ViTForImageClassification
-        >>> model = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
-        >>> classifier_layer(model)[0]
-        'classifier'
-    """
-    timm_model: Any = getattr(model, "timm_model", None)
-    if timm_model is not None:
-        layer = timm_model.get_classifier()
-        names = [name for name, module in model.named_modules() if module is layer]
-        if names and sum(parameter.numel() for parameter in layer.parameters()):
-            return names[0], layer
-        raise UsageError("the timm model has no single classifier layer: give it one with num_labels > 0")
-    wrapped_base = model.base_model if isinstance(model, PreTrainedModel) else None
-    base = set(wrapped_base.modules()) if wrapped_base is not None and wrapped_base is not model else set()
-    labels = getattr(model, "num_labels", None)
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == labels and module not in base
-    ]
-    if len(found) != 1:
-        raise UsageError(
-            f"{type(model).__name__} has {len(found)} linear layers with {labels} outputs outside its backbone; a model"
-            " with exactly one classifier layer is needed"
-        )
-    return found[0]
-
-
-def linear_layers(classifier_layer: nn.Module) -> list[nn.Linear]:
-    """The linear layers of a classifier layer in forward order: one, but for a head of several.
-
-    The first one's ``in_features`` is the size of the penultimate features.
-    """
-    return [module for module in classifier_layer.modules() if isinstance(module, nn.Linear)]
-
-
 class PixelClassifier(nn.Module):
     """A classifier over [0, 1] pixels, with the checkpoint's normalisation inside.
 
@@ -76,7 +31,7 @@ class PixelClassifier(nn.Module):
         model: any `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
         processor: the checkpoint's image processor, which knows its mean and standard deviation.
         forward_through: what to call instead of ``model``: the same model wrapped for distributed training, so that
-            gradients are synchronised. It holds ``model``, whose classifier layer gives the features.
+            gradients are synchronised. It holds ``model``, whose `classifier_layers` give the features.
 
     Called with images (B, C, H, W) in [0, 1], it returns logits (B, classes), so that it goes wherever attack libraries
     expect a model; `outputs` returns the penultimate features too.
@@ -98,7 +53,7 @@ class PixelClassifier(nn.Module):
         super().__init__()
         self.model, self.processor = model, processor
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
-        self._layer_name = classifier_layer(model)[0]
+        self._layers = tuple(classifier_layers(model))
         mean, std = pixel_statistics(processor)
         dtype = torch.promote_types(model.dtype, torch.float32)
         for name, value in (("mean", mean), ("std", std)):
@@ -112,7 +67,7 @@ class PixelClassifier(nn.Module):
         return [id2label[index] for index in sorted(id2label)]
 
     def from_features(self, features: Tensor) -> ClassifierOutput:
-        """What `outputs` gives, from its features (B, D): the classifier layer alone, once `accept_features` was called."""
+        """What `outputs` gives, from its features (B, D): the head alone, once `accept_features` was called."""
         logits = self._forward_through[0](pixel_values=None, features=features).logits
         return ClassifierOutput(logits, features)
 
@@ -125,18 +80,19 @@ class PixelClassifier(nn.Module):
         return self._forward_through[0](pixel_values=normalised.contiguous(memory_format=torch.channels_last)).logits
 
     def outputs(self, images: Tensor) -> ClassifierOutput:
-        """Logits and penultimate features, the input of the classifier layer flattened to (B, D)."""
-        captured: list[Tensor] = []
+        """Logits and penultimate features (B, D): the flattened inputs of all `classifier_layers`, put together."""
+        captured: dict[str, Tensor] = {}
 
-        def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            captured.append(inputs[0])
+        def keep(name: str, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            captured[name] = inputs[0]
 
-        handle = self.model.get_submodule(self._layer_name).register_forward_pre_hook(keep)
-        try:
+        with ExitStack() as undo:
+            for name in self._layers:
+                hook = self.model.get_submodule(name).register_forward_pre_hook(partial(keep, name))
+                undo.callback(hook.remove)
             logits = self(images)
-        finally:
-            handle.remove()
-        return ClassifierOutput(logits, captured[0].flatten(1))
+        features = [captured[name].flatten(1) for name in self._layers]
+        return ClassifierOutput(logits, features[0] if len(features) == 1 else torch.cat(features, 1))
 
 
 @contextmanager
@@ -193,24 +149,23 @@ def undo_mixed_precision(model: nn.Module) -> None:
 
 
 def accept_features(model: PreTrainedModel) -> None:
-    """Let ``model(pixel_values=None, features=…)`` apply the classifier layer alone, whatever the model is wrapped in."""
-    name = classifier_layer(model)[0]  # not the layer itself: a copy of the model takes this method along
+    """Let ``model(pixel_values=None, features=…)`` apply the head alone, whatever the model is wrapped in."""
 
     @wraps(type(model).forward)  # so that it shows the same arguments
     def forward(self: Any, *args: Any, features: Tensor | None = None, **kwargs: Any) -> Any:
         if features is None:
             return type(self).forward(self, *args, **kwargs)
-        return ImageClassifierOutput(logits=self.get_submodule(name)(features))
+        return ImageClassifierOutput(logits=logits_of_features(self, features))
 
     model.forward = MethodType(forward, model)
 
 
-def weights_sha256(model: nn.Module, *, but: str | None = None) -> str:
+def weights_sha256(model: nn.Module, *, but: Container[str] = ()) -> str:
     """A hash over names, types, shapes and values of a model's parameters and buffers; of a `PixelClassifier`, its model's.
 
     Args:
         model: any module.
-        but: the name of a submodule to leave out.
+        but: names of parameters and buffers to leave out.
 
     Example:
         >>> weights_sha256(nn.Identity()) == weights_sha256(nn.ReLU())
@@ -218,7 +173,7 @@ def weights_sha256(model: nn.Module, *, but: str | None = None) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(getattr(model, "model", model).state_dict().items()):
-        if but is None or not name.startswith(f"{but}."):
+        if name not in but:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import UsageError
-from .classifier import classifier_layer
-from .loading import create_model, replace_head
+from .heads import classifier_layers, replace_head
+from .loading import create_model
 from .weights import not_finite
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
@@ -128,7 +128,7 @@ def import_checkpoint(
     weights: dict[str, Tensor] = {}
     for key, value in checkpoint.weights.items():
         _add(weights, _renamed(key, expected), value, checkpoint.file)
-    head = weights.get(classifier_layer(model)[0].removeprefix("timm_model.") + ".weight")
+    head = weights.get(next(iter(classifier_layers(model))).removeprefix("timm_model.") + ".weight")
     if head is not None and head.ndim and len(head) != len(labels):
         if id2label is not None:
             raise UsageError(f"{checkpoint.file} has weights for {len(head)} classes, but there are {len(labels)} labels")

@@ -1,6 +1,5 @@
 """Models by Hub id, folder or timm name, each with its image processor; new heads for new labels."""
 
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     BaseImageProcessor,
@@ -20,11 +20,13 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ..errors import UsageError
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
-from .classifier import classifier_layer, linear_layers
+from .heads import head, replace_head
 from .processors import LARGEST_SIDE, check_processor
 from .weights import building_at_most, check_config, check_weights, size_limit
 
-_PRETRAINED_CFG_KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct")
+_PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
+# What timm has to know of an architecture to load its weights with another head, other channels, or at all.
+_OF_WEIGHTS = ("classifier", "first_conv", "fixed_input_size", "pool_size")
 
 
 def load_model(
@@ -76,12 +78,14 @@ def load_model(
         )
     try:
         check_config(name_or_path)
+        if id2label is not None and not AutoConfig.from_pretrained(name_or_path, **from_pretrained).num_labels:
+            from_pretrained["num_labels"] = len(id2label)  # a backbone alone, as timm has them
         with building_at_most(size_limit(name_or_path)):
             model, loading = AutoModelForImageClassification.from_pretrained(
                 name_or_path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **from_pretrained
             )
         processor = AutoImageProcessor.from_pretrained(name_or_path, **from_pretrained)
-        headless = check_weights(model, loading, head=classifier_layer(model)[0], new_head=id2label is not None)
+        headless = check_weights(model, loading, head=head(model), new_head=id2label is not None)
         _check_labels(model)
         check_processor(processor)
     except Exception as error:  # damaged files make libraries raise what they like: KeyError, ZeroDivisionError, …
@@ -144,7 +148,9 @@ def create_model(
     model_args = dict(model_args or {})
     initialised = _initialised(architecture, len(id2label), model_args)
     defaults = resolve_data_config(model=initialised)
-    pretrained_cfg = {key: defaults[key] for key in _PRETRAINED_CFG_KEYS}
+    pretrained_cfg = {key: defaults[key] for key in _PREPROCESSING}
+    own: Any = initialised.pretrained_cfg
+    pretrained_cfg |= {key: own[key] for key in _OF_WEIGHTS if key in own}
     if image_size is not None:
         pretrained_cfg |= {"input_size": (defaults["input_size"][0], image_size, image_size), "crop_pct": 1.0}
     pretrained_cfg |= {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
@@ -187,59 +193,3 @@ def _initialised(architecture: str, labels: int, model_args: dict[str, Any]) -> 
             return timm.create_model(architecture, num_classes=labels, **model_args)
     except (ArithmeticError, AttributeError, TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
         raise UsageError(f"{refused}: {error}") from error
-
-
-def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: dict[str, Any] | None = None) -> None:
-    """Give the model a freshly drawn head for new labels, in place, and note both in its config.
-
-    Args:
-        model: any model with one classifier layer.
-        id2label: the new labels, by index.
-        head_args: for a head of several layers, arguments of `hf_robust_transfer.modeling.cifar.mlp_head`, like
-            ``{"layers": 2, "norm": True, "dropout": 0.5}``; by default the head is one linear layer. Only this package's
-            own architectures take it: the checkpoint of a stock one would no longer load with `from_pretrained` alone.
-
-    Raises:
-        ValueError: the model has no single classifier layer, or cannot have the head that is asked for.
-
-    Example:
-        >>> model, _ = create_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
-        >>> replace_head(model, {0: "red", 1: "green", 2: "blue"}, {"layers": 2})
-        >>> classifier_layer(model)[1]
-        Sequential(
-          (0): Linear(in_features=512, out_features=512, bias=True)
-          (1): ReLU()
-          (2): Linear(in_features=512, out_features=3, bias=True)
-        )
-    """
-    name, layer = classifier_layer(model)
-    old = linear_layers(layer)[0]
-    timm_model: Any = getattr(model, "timm_model", None)
-    takes_args = timm_model is not None and "head_args" in signature(timm_model.reset_classifier).parameters
-    if head_args and not takes_args:
-        raise UsageError(
-            f"head_args {head_args} need cifar_resnet18 or cifar_wrn: with a head of several layers, a checkpoint of"
-            " another architecture would no longer load with from_pretrained alone"
-        )
-    if timm_model is not None:
-        try:
-            timm_model.reset_classifier(len(id2label), **({"head_args": head_args} if head_args else {}))
-        except TypeError as error:
-            raise UsageError(f"head_args {head_args} are refused: {error}") from None
-        model.config.label_names = list(id2label.values())
-        if takes_args:
-            others = {key: value for key, value in (model.config.model_args or {}).items() if key != "head_args"}
-            model.config.model_args = {**others, "head_args": head_args} if head_args else others
-        _, layer = classifier_layer(model)
-    else:
-        layer = nn.Linear(old.in_features, len(id2label))
-        model.set_submodule(name, layer)
-    last = linear_layers(layer)[-1]
-    with torch.no_grad():
-        nn.init.normal_(last.weight, std=0.02)
-        if last.bias is not None:
-            nn.init.zeros_(last.bias)
-    layer.to(device=old.weight.device, dtype=old.weight.dtype)
-    model.config.id2label = dict(id2label)
-    model.config.label2id = {label: index for index, label in id2label.items()}
-    model.num_labels = len(id2label)  # type: ignore[assignment]

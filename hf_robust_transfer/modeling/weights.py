@@ -36,13 +36,13 @@ def not_finite(model: nn.Module) -> list[str]:
     return [name for name, tensor in local.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
 
 
-def check_weights(model: nn.Module, loading: Mapping[str, Any], *, head: str, new_head: bool) -> bool:
+def check_weights(model: nn.Module, loading: Mapping[str, Any], *, head: Collection[str], new_head: bool) -> bool:
     """Make sure that a checkpoint's weights are those of its architecture.
 
     Args:
         model: as it was loaded.
         loading: what `from_pretrained` tells about that: ``missing_keys``, ``unexpected_keys``, ``mismatched_keys``.
-        head: the name of its classifier layer.
+        head: the names of the layers of its head.
         new_head: a head that is missing is drawn anew; what the file then has in its place may be unknown.
 
     Returns:
@@ -52,7 +52,7 @@ def check_weights(model: nn.Module, loading: Mapping[str, Any], *, head: str, ne
         UsageError: tensors are missing, unknown, of another shape, or not finite; the message counts and names them.
     """
     missing = [name for name in loading["missing_keys"] if not _CONSTANTS.search(name)]
-    backbone = [name for name in missing if not name.startswith(f"{head}.")]
+    backbone = [name for name in missing if not name.startswith(tuple(f"{layer}." for layer in head))]
     headless = len(missing) > len(backbone)
     unknown = [name for name in loading["unexpected_keys"] if not _CONSTANTS.search(name)]
     if headless and new_head:  # of another task; but a block like those of the model belongs to a deeper one

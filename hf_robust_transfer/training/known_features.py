@@ -18,7 +18,8 @@ from ..attacks.eval_mode import untouched
 from ..data import Indexed, as_pixels
 from ..errors import UsageError
 from ..modeling.attack_copy import PRECISIONS, autocast, folded_copy
-from ..modeling.classifier import PixelClassifier, classifier_layer, device_of, weights_sha256
+from ..modeling.classifier import PixelClassifier, device_of, weights_sha256
+from ..modeling.heads import is_of_head
 from ..run_folder import check_writable
 from .arguments import RobustTrainingArguments
 from .feature_files import FeatureWriter, hold, locked, parse_size, trim, whole_features
@@ -89,7 +90,8 @@ def cache_features(
         >>> cache.of(torch.tensor([3, 0])).shape
         torch.Size([2, 512])
     """
-    weights = weights_sha256(classifier, but=classifier_layer(classifier.model)[0])
+    model = classifier.model
+    weights = weights_sha256(classifier, but={name for name in model.state_dict() if is_of_head(name, model)})
     statistics = [buffer.flatten().tolist() for buffer in (classifier.mean, classifier.std)]
     identity = (weights, statistics, fingerprint, mirrored, precision)
     file = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.npy"

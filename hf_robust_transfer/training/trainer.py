@@ -14,7 +14,8 @@ from ..attacks import pgd
 from ..data import as_pixels, augment, collate, mirrored
 from ..errors import UsageError
 from ..functions import choose_function, registered
-from ..modeling.classifier import PixelClassifier, accept_features, classifier_layer, full_precision
+from ..modeling.classifier import PixelClassifier, accept_features, full_precision
+from ..modeling.heads import head_parameters
 from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep, trait
 from ..provenance import TrainedFor
 from ..randomness import fold_in
@@ -226,7 +227,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
             compiled = model if getattr(model, "_orig_mod", None) is self.model else None
             attacked = PixelClassifier(self.model, self.processing_class, forward_through=compiled)
             self._classifiers = (model, self.model, student, attacked)
-            head = set(classifier_layer(self.model)[1].parameters())
+            head = head_parameters(self.model)
             self._backbone = [parameter for parameter in self.model.parameters() if parameter not in head]
         return self._classifiers[2:]
 

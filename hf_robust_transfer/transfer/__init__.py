@@ -1,7 +1,8 @@
 """Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
 
+from .blocks import Block, blocks
 from .distillation import DISTANCES, check_teacher, feature_distance
-from .freezing import Block, blocks, describe, eval_where_frozen, freeze
+from .freezing import describe, eval_where_frozen, freeze
 from .presets import PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
 

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from ..errors import UsageError
 from ..functions import choose_function
-from ..modeling.classifier import PixelClassifier, classifier_layer, linear_layers
+from ..modeling.classifier import PixelClassifier
+from ..modeling.heads import feature_sizes
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,7 +80,7 @@ def check_teacher(model: PreTrainedModel, teacher: PixelClassifier | None, weigh
             f"--lwf_weight {weight} keeps features close to a teacher's, but there is none: pass teacher=, the frozen"
             " robust source, or set --lwf_weight 0"
         )
-    sizes = [linear_layers(classifier_layer(each)[1])[0].in_features for each in (model, teacher.model)]
+    sizes = [sum(feature_sizes(each)) for each in (model, teacher.model)]
     if sizes[0] != sizes[1]:
         raise UsageError(
             f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"

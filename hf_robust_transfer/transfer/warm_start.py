@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..attacks.eval_mode import untouched
-from ..modeling.classifier import PixelClassifier, classifier_layer
+from ..modeling.classifier import PixelClassifier
+from ..modeling.heads import head_parameters
 
 
 def steps_of(value: float, max_steps: int) -> float:
@@ -71,7 +72,7 @@ class HeadWarmStart(TrainerCallback):
     ) -> None:
         """Note which parameters of the backbone are to train after the warm start."""
         self.release()  # what an interrupted run may have left
-        of_head = set(classifier_layer(kwargs["model"])[1].parameters())
+        of_head = head_parameters(kwargs["model"])
         self._held = [
             parameter for parameter in kwargs["model"].parameters() if parameter.requires_grad and parameter not in of_head
         ]

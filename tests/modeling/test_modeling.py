@@ -6,6 +6,7 @@ import timm
 import torch
 from PIL import Image
 from timm.models import group_parameters
+from tiny_models import classifier_layer
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -24,14 +25,15 @@ from hf_robust_transfer.data import to_pixels
 from hf_robust_transfer.hub import stand_alone
 from hf_robust_transfer.modeling import (
     PixelClassifier,
-    classifier_layer,
+    classifier_layers,
     create_model,
     load_model,
     pixel_statistics,
     replace_head,
 )
 from hf_robust_transfer.modeling.cifar import PaddedShortcut
-from hf_robust_transfer.modeling.classifier import accept_features, full_precision, linear_layers
+from hf_robust_transfer.modeling.classifier import accept_features, full_precision
+from hf_robust_transfer.modeling.heads import linear_layers
 
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
 
@@ -158,10 +160,10 @@ def test_a_processor_that_does_something_else_to_pixels_is_refused(processor, re
         pixel_statistics(processor)
 
 
-def test_a_model_with_two_heads_has_no_classifier_layer():
+def test_a_model_with_two_heads_has_two_classifier_layers():
     config = DeiTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, id2label=ANIMALS)
-    with pytest.raises(ValueError, match="exactly one classifier layer"):
-        classifier_layer(DeiTForImageClassificationWithTeacher(config))
+    layers = classifier_layers(DeiTForImageClassificationWithTeacher(config))
+    assert list(layers) == ["cls_classifier", "distillation_classifier"]
 
 
 def test_a_layer_inside_the_backbone_with_as_many_outputs_is_not_taken_for_the_classifier(tiny):

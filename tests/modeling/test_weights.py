@@ -6,10 +6,11 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import classifier_layer
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from hf_robust_transfer.errors import UsageError
-from hf_robust_transfer.modeling import classifier_layer, load_model
+from hf_robust_transfer.modeling import load_model
 from hf_robust_transfer.modeling.weights import building_at_most, not_finite
 
 NEW = {0: "cat", 1: "dog"}

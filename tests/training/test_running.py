@@ -5,12 +5,11 @@ import math
 import optuna
 import pytest
 import torch
-from tiny_models import PLAIN
+from tiny_models import PLAIN, classifier_layer
 from transformers import TrainerCallback
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
 from hf_robust_transfer.errors import UsageError
-from hf_robust_transfer.modeling import classifier_layer
 
 PLAIN = {**PLAIN, "per_device_train_batch_size": 8, "max_steps": 3, "eval_attack_steps": 1, "save_strategy": "no"}
 

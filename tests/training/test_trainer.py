@@ -10,11 +10,10 @@ import optuna
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import PLAIN, TIMM, TRANSFORMERS
+from tiny_models import PLAIN, TIMM, TRANSFORMERS, classifier_layer
 from transformers import TrainerCallback, set_seed
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, pgd, threat_model
-from hf_robust_transfer.modeling import classifier_layer
 from hf_robust_transfer.modeling.attack_copy import attack_copy
 from hf_robust_transfer.modeling.classifier import full_precision
 from hf_robust_transfer.randomness import fold_in

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from timm.layers import DropPath
+from tiny_models import classifier_layer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_robust_transfer.modeling import classifier_layer, create_model, replace_head
+from hf_robust_transfer.modeling import create_model, replace_head
 from hf_robust_transfer.transfer import blocks, describe, eval_where_frozen, freeze
 from hf_robust_transfer.transfer.freezing import parse_freeze
 
