@@ -16,6 +16,7 @@ CONFIG_NAME = "config.json"
 PROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"  # where the weights are in several files
+ONNX_NAME, TORCH_NAME = "model.onnx", "model.pt2"  # the model, exported
 CARD_NAME = "README.md"
 RUN_NAME = "run.json"  # what defines the run; in its checkpoints, too
 RECORD_NAME = "training.json"  # how the model here was made
@@ -37,7 +38,7 @@ _OF_A_MODEL = re.compile(
         map(
             re.escape,
             (
-                *(CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_INDEX_NAME, RECORD_NAME),
+                *(CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_INDEX_NAME, RECORD_NAME, ONNX_NAME, TORCH_NAME),
                 *(REPORT_NAME, REPORT_TEXT_NAME, CURVE_NAME, EXAMPLES_NAME),
             ),
         )
@@ -144,6 +145,16 @@ def is_for_resuming(path: str) -> bool:
         (True, False, False)
     """
     return _FOR_RESUMING.fullmatch(path) is not None
+
+
+def is_export(name: str) -> bool:
+    """Whether a file of this name may be a model that was exported.
+
+    Example:
+        >>> is_export("clothes.onnx"), is_export("onnx/model.onnx")
+        (True, False)
+    """
+    return "/" not in name and Path(name).suffix in (Path(ONNX_NAME).suffix, Path(TORCH_NAME).suffix)
 
 
 def results_name(split: str) -> str:

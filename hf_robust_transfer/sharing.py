@@ -57,13 +57,14 @@ _ROOTS = {
 }
 # Each begins with a letter of its own, which makes the search through gigabytes of weights a fast one.
 _TOKENS_IN_BYTES = re.compile(rb"hf_[A-Za-z0-9]{20,}"), re.compile(rb"api_org_[A-Za-z0-9]{20,}")
-# A file of PyTorch is an archive whose tensors are called archive/data/0 and so on, before what archives begin parts with.
+# A file of PyTorch is an archive whose tensors are called archive/data/0 and so on, before what archives begin parts with;
+# of an exported one, archive/data/weights/weight_0 and so on.
 _PLACES_IN_BYTES = (
-    re.compile(rb"/(?:%b)/(?!\d+(?:FB|PK))[\w.-]{3,}" % "|".join(sorted(_ROOTS)).encode()),
+    re.compile(rb"/(?<!archive/)(?:%b)/(?!\d+(?:FB|PK))[\w.-]{3,}" % "|".join(sorted(_ROOTS)).encode()),
     re.compile(rb":\\{1,2}Users\\{1,2}\w{2,}"),
 )
 _HEADER = 100_000_000  # the most that safetensors allows
-_BINARY = {".safetensors", ".pt", ".pth", ".bin", ".png", ".distcp"}
+_BINARY = {".safetensors", ".pt", ".pth", ".bin", ".png", ".distcp", ".onnx", ".pt2"}
 # Names of users that say nothing of anybody.
 _NOBODY = {
     "root",

@@ -14,6 +14,7 @@ COMMANDS = {
     "pretrain": "train a source, naturally or adversarially",
     "evaluate": "attack a checkpoint, and report what it withstands",
     "publish": "put a checkpoint on the Hub, with a model card that says what was measured",
+    "export": "write a checkpoint to one ONNX file, from pixels to logits",
     "import-checkpoint": "turn a PyTorch file from elsewhere into a checkpoint folder",
     "cache": "show the features that are kept for later runs, and delete them",
     "quickstart": "the embedded example: six transfers between handwritten digits",

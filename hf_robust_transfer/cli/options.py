@@ -11,24 +11,32 @@ from ..modeling import load_model
 
 
 @dataclass
-class CheckpointArguments:
-    """Which trained model to use, and what to do about an output folder that is in use."""
+class SourceArguments:
+    """Which trained model to use."""
 
-    group: ClassVar[str] = "parameters that control the model and the output folder"
+    group: ClassVar[str] = "parameters that control the model"
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or a Hub id."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
     token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Start anew in --output_dir, deleting the checkpoints and results of an earlier run."},
-    )
 
     @property
     def hub_options(self) -> dict[str, Any]:
         """What every download from the Hub needs."""
         return {"cache_dir": self.cache_dir, "token": self.token}
+
+
+@dataclass
+class CheckpointArguments(SourceArguments):
+    """Which trained model to use, and what to do about an output folder that is in use."""
+
+    group: ClassVar[str] = "parameters that control the model and the output folder"
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Start anew in --output_dir, deleting the checkpoints and results of an earlier run."},
+    )
 
 
 @dataclass

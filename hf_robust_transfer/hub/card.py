@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..provenance import Provenance
 from ..run_folder import CURVE_NAME, EXAMPLES_NAME, RECORD_NAME, REPORT_NAME
 from ..sharing import shown
 from .access import checked_repo_id
+from .exporting import exports_of, how_to_run
 from .timm_layout import is_own
 
 logger = logging.get_logger(__name__)
@@ -47,6 +48,7 @@ class CheckpointFacts:
         report: what was measured of this very model, if it was.
         training: the record of the training that this very model came from, if there is one.
         pictures: of the report, a title and a file name each.
+        exports: the names of the files that this very model was exported to.
     """
 
     architecture: str | None
@@ -57,6 +59,7 @@ class CheckpointFacts:
     report: RobustnessReport | None
     training: dict[str, Any] | None
     pictures: list[tuple[str, str]]
+    exports: list[str] = field(default_factory=list)
 
     @property
     def needs_package(self) -> bool:
@@ -106,6 +109,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
             for title, name in _PICTURES
             if (report is not None and report.curve if name == CURVE_NAME else _is(folder / name, of_report.get(name)))
         ],
+        exports=exports_of(folder, identity),
     )
 
 
@@ -180,6 +184,7 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
         repo_id=Markup(repo_id),
         facts=facts,
         pictures=[(title, Markup(picture)) for title, picture in facts.pictures],
+        exports=[Markup(code_block(how_to_run(file, repo_id, facts.input_shape), "python")) for file in facts.exports],
         report=report,
         data_name=None if report is None else shown(report.data["name"]),
         training=facts.training,

@@ -28,6 +28,7 @@ from ..run_folder import (
     REPORT_TEXT_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
+    is_export,
     is_for_resuming,
     is_of_a_model,
 )
@@ -46,8 +47,8 @@ def files_to_publish(
     """What `publish` uploads of a checkpoint folder: paths in the repository, and files or contents.
 
     Makes the checkpoint stand alone, and renders its model card. Of all that lies beside the weights only what belongs to
-    this very model is published: its report and pictures, its training's record, the image processor that it loads with.
-    What can be made from the report is made from it.
+    this very model is published: its report and pictures, its training's record, the image processor that it loads with,
+    what it was exported to. What can be made from the report is made from it.
 
     Args:
         folder: holds a checkpoint, and what training and evaluation left beside it.
@@ -74,6 +75,7 @@ def files_to_publish(
     chosen: dict[str, Path | bytes] = {name: folder / name for name in names if (folder / name).is_file()}
     chosen[CONFIG_NAME] = _json(_for_others(CONFIG_NAME, json.loads((folder / CONFIG_NAME).read_text()), repo_id))
     _check_that_it_loads(chosen, facts, folder)
+    chosen |= {name: folder / name for name in facts.exports}
     if facts.training is not None:
         chosen[RECORD_NAME] = _json(facts.training)
     if facts.report is not None:
@@ -216,11 +218,12 @@ def publish(
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         now = api.model_info(repo_id, revision=revision)
         there = [sibling.rfilename for sibling in now.siblings or []]
+        stale = [name for name in there if name not in files and (is_of_a_model(name) or is_export(name))]
         return api.create_commit(
             repo_id,
             [
                 *(CommitOperationAdd(name, content) for name, content in files.items()),
-                *(CommitOperationDelete(name) for name in there if is_of_a_model(name) and name not in files),
+                *(CommitOperationDelete(name) for name in stale),
             ],
             commit_message=commit_message,
             revision=revision,

@@ -48,6 +48,7 @@ GOOD = {
     " --self_check_samples 0 --curve_samples 0 --use_cpu",
     "publish": "--folder <model> --repo_id me/mine --dataset_name <images> --attacks fgsm --self_check_samples 0"
     " --curve_samples 0 --use_cpu --dry_run",
+    "export": "--model_name_or_path <model> --output exported --format torch",
     "import-checkpoint": "--file <weights>/weights.pt --architecture convnext_tiny --image_size 8 --output_dir imported"
     """ --model_args '{"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}' --labels 0 1 2 3 4 5 6 7 8 9""",
 }
