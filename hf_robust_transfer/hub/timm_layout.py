@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from ..atomic import replacing
 from ..modeling import cifar
 from ..modeling.cifar import NEEDED
+from ..modeling.loading import OF_WEIGHTS
 from ..run_folder import CONFIG_NAME, WEIGHTS_INDEX_NAME
 
 _PREFIX = "timm_model."  # what `TimmWrapperForImageClassification` puts before timm's names, and timm does not know
@@ -20,7 +21,8 @@ def stand_alone(folder: str | Path) -> None:
     """Let timm load a folder that `save_pretrained` wrote for a timm architecture; any other folder stays as it is.
 
     Weights get timm's own names, which `transformers` reads as well, also when a training resumes, and the configuration
-    states the arguments that the architecture was built with. The name of one of this package's own architectures says
+    states the arguments that the architecture was built with, and where its head and its first convolution are, so that
+    ``num_classes=`` and ``in_chans=`` of `timm.create_model` work. The name of one of this package's own architectures says
     that it needs the package. Files are replaced one by one, each at once.
 
     Args:
@@ -37,7 +39,9 @@ def stand_alone(folder: str | Path) -> None:
     architecture = config["architecture"]
     if is_own(architecture):
         architecture = f"{architecture.partition('.')[0]}.{NEEDED}"
-    _replace_json(folder / CONFIG_NAME, config | {"architecture": architecture, "model_args": config["model_args"] or {}})
+    pretrained_cfg = _of_weights(architecture) | (config.get("pretrained_cfg") or {})
+    stated = {"architecture": architecture, "model_args": config.get("model_args") or {}, "pretrained_cfg": pretrained_cfg}
+    _replace_json(folder / CONFIG_NAME, config | stated)
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             if not any(name.startswith(_PREFIX) for name in opened.keys()):  # noqa: SIM118 - it is no mapping
@@ -51,6 +55,12 @@ def stand_alone(folder: str | Path) -> None:
         index = json.loads(index_file.read_text())
         index["weight_map"] = {name.removeprefix(_PREFIX): file for name, file in index["weight_map"].items()}
         _replace_json(index_file, index)
+
+
+def _of_weights(architecture: str) -> dict[str, Any]:
+    """What timm's own registry has to say of how an architecture's weights are given another head or other channels."""
+    known = timm.get_pretrained_cfg(architecture.partition(".")[0])
+    return {} if known is None else {key: value for key, value in known.to_dict().items() if key in OF_WEIGHTS}
 
 
 def is_own(architecture: str) -> bool:

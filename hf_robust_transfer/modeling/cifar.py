@@ -27,13 +27,16 @@ _CIFAR_CFG = {
 }
 
 # timm lets a tag follow the name after a dot. Saved checkpoints have this one, so that whoever loads them without this
-# package reads what is missing: "Unknown model (cifar_resnet18.pip_install_hf-robust-transfer)".
-NEEDED = "pip_install_hf-robust-transfer"
+# package reads what is missing, in timm ("Unknown model (cifar_wrn.(no version …))") and in transformers ("The model
+# architecture 'cifar_wrn.(no version …)' is not supported in your version of timm", which it then advises to upgrade).
+NEEDED = "(no version of timm has it; pip install hf-robust-transfer and import hf_robust_transfer.modeling.cifar)"
+_TAGS = (NEEDED, "pip_install_hf-robust-transfer")  # the latter of checkpoints of 0.1.0
+_LAYERS = {
+    "cifar_resnet18": {"first_conv": "conv1", "classifier": "fc"},
+    "cifar_wrn": {"first_conv": "stem.conv", "classifier": "head.fc"},
+}
 default_cfgs = generate_default_cfgs(
-    {
-        f"cifar_resnet18.{NEEDED}": {**_CIFAR_CFG, "first_conv": "conv1", "classifier": "fc"},
-        f"cifar_wrn.{NEEDED}": {**_CIFAR_CFG, "first_conv": "stem.conv", "classifier": "head.fc"},
-    }
+    {f"{name}.{tag}": {**_CIFAR_CFG, **layers} for tag in _TAGS for name, layers in _LAYERS.items()}
 )
 
 
@@ -78,6 +81,7 @@ class CifarResNet(ResNet):
         super().__init__(in_chans=in_chans, **kwargs)
         self.conv1 = create_conv2d(in_chans, 64, 3)
         self.maxpool = nn.Sequential()  # does nothing
+        self.feature_info = _without_strides_of_stem(self.feature_info)
         self.fc = mlp_head(self.num_features, self.num_classes, **(head_args or {}))
 
     def reset_classifier(
@@ -151,6 +155,7 @@ class WideResNet(ResNetV2):
         )
         self.stem = nn.Sequential()
         self.stem.add_module("conv", create_conv2d(in_chans, 16, 3))
+        self.feature_info = _without_strides_of_stem(self.feature_info)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type="avg", drop_rate=self.drop_rate)
         self.head.fc = mlp_head(self.num_features, num_classes, **(head_args or {}))
         if padded:
@@ -169,13 +174,34 @@ class WideResNet(ResNetV2):
         self.head.fc = mlp_head(self.num_features, num_classes, **(head_args or {})).train(self.training)
 
 
+def _without_strides_of_stem(feature_info: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What timm says of the features on the way, whose stems halve the size twice."""
+    return [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in feature_info]
+
+
+def _fitting(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights without those of a head for other labels, of which timm itself would leave out a single layer only."""
+    pretrained_cfg: Any = model.pretrained_cfg
+    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith(f"{pretrained_cfg['classifier']}.") or own.get(name) == tensor.shape
+    }
+
+
 @register_model
 def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-18 for 32×32 images: 11.2 million parameters, 0.56 GMACs."""
-    return build_model_with_cfg(CifarResNet, "cifar_resnet18", pretrained, block=BasicBlock, layers=(2, 2, 2, 2), **kwargs)
+    options: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2), "pretrained_filter_fn": _fitting}
+    return build_model_with_cfg(CifarResNet, "cifar_resnet18", pretrained, **options, **kwargs)
 
 
 @register_model
 def cifar_wrn(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """A wide residual network for 32×32 images; ``depth`` and ``width`` as for `WideResNet`, by default WRN-28-10."""
-    return build_model_with_cfg(WideResNet, "cifar_wrn", pretrained, **kwargs)
+    options: dict[str, Any] = {
+        "feature_cfg": {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
+        "pretrained_filter_fn": _fitting,
+    }
+    return build_model_with_cfg(WideResNet, "cifar_wrn", pretrained, **options, **kwargs)

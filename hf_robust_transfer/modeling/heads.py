@@ -161,6 +161,7 @@ def _with_labels(config: Any, id2label: dict[int, str]) -> Any:
     config.num_labels = len(id2label)  # of some architectures a number of its own
     if config.model_type == "timm_wrapper":
         config.label_names = list(id2label.values())
+        vars(config).pop("label_descriptions", None)  # timm's own, of the labels before
     return config
 
 

@@ -26,7 +26,7 @@ from .weights import building_at_most, check_config, check_weights, size_limit
 
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 # What timm has to know of an architecture to load its weights with another head, other channels, or at all.
-_OF_WEIGHTS = ("classifier", "first_conv", "fixed_input_size", "pool_size")
+OF_WEIGHTS = ("classifier", "first_conv", "fixed_input_size", "pool_size")
 
 
 def load_model(
@@ -78,11 +78,15 @@ def load_model(
         )
     try:
         check_config(name_or_path)
-        if id2label is not None and not AutoConfig.from_pretrained(name_or_path, **from_pretrained).num_labels:
-            from_pretrained["num_labels"] = len(id2label)  # a backbone alone, as timm has them
+        config = _config(name_or_path, id2label, **from_pretrained)
         with building_at_most(size_limit(name_or_path)):
             model, loading = AutoModelForImageClassification.from_pretrained(
-                name_or_path, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **from_pretrained
+                name_or_path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **from_pretrained,
             )
         processor = AutoImageProcessor.from_pretrained(name_or_path, **from_pretrained)
         headless = check_weights(model, loading, head=head(model), new_head=id2label is not None)
@@ -94,6 +98,17 @@ def load_model(
     if head_args or headless or labels != dict(model.config.id2label):
         replace_head(model, labels, head_args)
     return model.eval().to(memory_format=torch.channels_last), processor
+
+
+def _config(name_or_path: str, id2label: dict[int, str] | None, **from_pretrained: Any) -> Any:
+    """The configuration of a checkpoint, such that `transformers` builds its model from it."""
+    config = AutoConfig.from_pretrained(name_or_path, **from_pretrained)
+    if id2label is not None and not config.num_labels:  # a backbone alone, as timm has them
+        config = AutoConfig.from_pretrained(name_or_path, num_labels=len(id2label), **from_pretrained)
+    model_args = getattr(config, "model_args", None)
+    if config.model_type == "timm_wrapper" and model_args:  # timm notes there what `transformers` has elsewhere
+        config.model_args = {key: value for key, value in model_args.items() if key != "num_classes"}
+    return config
 
 
 def _why_not(name: str, error: Exception) -> str:
@@ -150,7 +165,7 @@ def create_model(
     defaults = resolve_data_config(model=initialised)
     pretrained_cfg = {key: defaults[key] for key in _PREPROCESSING}
     own: Any = initialised.pretrained_cfg
-    pretrained_cfg |= {key: own[key] for key in _OF_WEIGHTS if key in own}
+    pretrained_cfg |= {key: own[key] for key in OF_WEIGHTS if key in own}
     if image_size is not None:
         pretrained_cfg |= {"input_size": (defaults["input_size"][0], image_size, image_size), "crop_pct": 1.0}
     pretrained_cfg |= {key: tuple(value) for key, value in (("mean", mean), ("std", std)) if value is not None}
