@@ -3,6 +3,7 @@
 from .arguments import DataArguments
 from .augmentation import augment, mirrored
 from .decoding import to_rgb
+from .given import as_pixel_dataset, choose_split
 from .labels import as_labels_of, match_labels
 from .pixels import Indexed, PixelDataset, as_pixels, collate, to_pixels
 from .splits import ImageSplits, choose_splits, load_evaluation_split, load_image_splits
@@ -13,8 +14,10 @@ __all__ = [
     "Indexed",
     "PixelDataset",
     "as_labels_of",
+    "as_pixel_dataset",
     "as_pixels",
     "augment",
+    "choose_split",
     "choose_splits",
     "collate",
     "load_evaluation_split",

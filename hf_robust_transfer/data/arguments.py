@@ -31,8 +31,12 @@ class DataArguments:
     train_dir: str | None = field(default=None, metadata={"help": "A folder of training images, a subfolder per class."})
     validation_dir: str | None = field(default=None, metadata={"help": "A folder of validation images, likewise."})
     test_dir: str | None = field(default=None, metadata={"help": "A folder of test images, likewise."})
-    image_column_name: str = field(default="image", metadata={"help": "The column with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "The column with the labels."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column with the images: by default image, else the only one of images."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "The column with the labels: by default label, else the only one of classes."}
+    )
     label_map: list[str] | None = field(
         default=None,
         metadata={

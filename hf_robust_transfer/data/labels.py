@@ -32,10 +32,10 @@ def check_label_column(feature: Any, name: str) -> None:
     if isinstance(feature, ClassLabel):
         return
     if isinstance(feature, SequenceFeature | dict) or not isinstance(feature, Value):
-        raise UsageError(f"--label_column_name {name}: the column holds {feature}, not one label per image")
+        raise UsageError(f"label_column_name {name}: the column holds {feature}, not one label per image")
     if "int" not in feature.dtype and feature.dtype not in ("string", "large_string", "bool"):
         raise UsageError(
-            f"--label_column_name {name}: the column holds {feature.dtype}, not classes: make integers or names of them"
+            f"label_column_name {name}: the column holds {feature.dtype}, not classes: make integers or names of them"
         )
 
 
@@ -117,7 +117,7 @@ def match_labels(
     *,
     present: Collection[int] | None = None,
     numbered: bool = False,
-    remedy: str = "--label_map",
+    remedy: str | None = "--label_map",
 ) -> dict[int, int]:
     """Which of a model's labels each of the data's classes is: the one of its name.
 
@@ -130,7 +130,7 @@ def match_labels(
         present: the classes that there are images of, which are all that matter; by default all.
         numbered: the data's classes are plain integers. If they are no names of the model's labels, and none of these is a
             number, they count them from 0.
-        remedy: what the error tells to map them with.
+        remedy: what the error tells to map them with; None in Python, where a head for the data's classes is told of.
 
     Returns:
         The model's label by the data's, both as numbers.
@@ -157,6 +157,11 @@ def match_labels(
             )
         return {index: int(names[index]) for index in classes}
     both = f"the model has the {len(labels)} labels {listed(labels)}, but the data the {len(names)} classes {listed(names)}"
+    if unknown and remedy is None:
+        raise UsageError(
+            f"{both}: no label is named {listed(unknown)}; rename the data's classes, leave their images out, or give the"
+            " model a head for them with load_model(…, id2label=…)"
+        )
     if unknown:
         pair = f"'{listed(unknown[:1])}={listed(labels[:1])}'"
         example = " ".join(_proposals(unknown, labels)) or f"{pair}, if they are the same"
@@ -195,7 +200,7 @@ def as_labels_of(
     *,
     classes: Sequence[str] | None = None,
     numbered: bool | None = None,
-    remedy: str = "--label_map",
+    remedy: str | None = "--label_map",
 ) -> Dataset:
     """The images of a split with a model's labels.
 

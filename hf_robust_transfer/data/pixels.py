@@ -3,7 +3,7 @@
 import hashlib
 import mmap
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from ..errors import UsageError, listed
+from .columns import without_format
 from .decoding import to_rgb
 
 logger = logging.get_logger(__name__)
@@ -78,7 +79,9 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train") -> None:
         self.name = name
-        self.label_names, self.labels = _labels_of(split, name)
+        split = without_format(split)
+        _check_images(split, name)
+        self.label_names, self.labels = labels_of(split, name)
         self._has_said_so = False
         self._kept: tuple[Tensor, Tensor] | None = None  # all images, and which of them are there
         self._encoded = split.cast_column("image", Image(decode=False))
@@ -112,11 +115,9 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self._read(row)
 
     def _read(self, row: int) -> Tensor:
-        pixels = self._to_pixels(self._decode(row))
-        whole = (pixels * 255).round()
-        if (pixels * 255 - whole).abs().max() > 1e-3:
+        pixels = in_bytes(self._to_pixels(self._decode(row)))
+        if pixels.dtype != torch.uint8:
             return pixels
-        pixels = whole.byte()
         if self._kept is None and pixels.nbytes * len(self) <= self.KEEP_BYTES:
             self._kept = _shared((len(self), *pixels.shape)), _shared((len(self),))
         if self._kept is not None and pixels.shape == self._kept[0].shape[1:]:
@@ -132,9 +133,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             image = self._decoder.decode_example(encoded)
             if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its preview
                 self._say_that_the_first_frame_is_used(row, file)
-            if max(image.size) > _LONGEST * min(image.size):
-                raise UsageError(f"{image.width}×{image.height} pixels are too long and thin to be resized")
-            return to_rgb(image)
+            return viewed(image)
         except Exception as error:  # for damaged files Pillow raises nearly anything
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UsageError(f"image in row {row} of the {self.name} split{file} cannot be read: {reason}") from error
@@ -167,13 +166,41 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             self._remembered(row)
 
 
-def _labels_of(split: Dataset, name: str) -> tuple[list[str] | None, list[int]]:
-    """The names of the labels, where they have any, and the label of each image."""
+def viewed(image: PILImage.Image) -> PILImage.Image:
+    """An image as `to_rgb` shows it.
+
+    Raises:
+        ValueError: what `to_rgb` raises, or the image is too long and thin to be resized.
+    """
+    if max(image.size) > _LONGEST * min(image.size):
+        raise UsageError(f"{image.width}×{image.height} pixels are too long and thin to be resized")
+    return to_rgb(image)
+
+
+def in_bytes(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] as uint8, as image files have them, or as they are where they lie between those values."""
+    whole = (pixels * 255).round()
+    return pixels if (pixels * 255 - whole).abs().max() > 1e-3 else whole.byte()
+
+
+def _check_images(split: Dataset, name: str) -> None:
     for column in ("image", "label"):
         if column not in split.column_names:
             raise UsageError(f"the {name} split has no column {column!r}, only {listed(split.column_names)}: rename one")
     if not isinstance(split.features["image"], Image):
         raise UsageError(f"the column 'image' of the {name} split holds {split.features['image']}, not images")
+
+
+def labels_of(split: Dataset, name: str) -> tuple[list[str] | None, list[int]]:
+    """The names of the labels, where they have any, and the label of each image.
+
+    Args:
+        split: with a column ``label``.
+        name: what to call it in an error.
+
+    Raises:
+        UsageError: the column holds no classes, or no label for some image.
+    """
     feature = split.features["label"]
     if not isinstance(feature, ClassLabel) and not (isinstance(feature, Value) and "int" in feature.dtype):
         raise UsageError(
@@ -208,20 +235,17 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, dataset: Any, num_labels: int, names: Sequence[str] | None = None) -> None:
         self.dataset, self.num_labels = dataset, num_labels
-        own = getattr(dataset, "label_names", None)
-        if own is not None and names is not None and list(own) != list(names) and not _unnamed(names):
-            images = f"{getattr(dataset, 'name', 'given')} images"
-            raise UsageError(
-                f"the model has the labels {listed(names)}, the {images} {listed(own)}: give the images the model's labels"
-                " with hf_robust_transfer.data.as_labels_of(split, labels), or the model a head for theirs with"
-                " load_model(…, id2label=…)"
-            )
+        if names is not None:
+            check_label_names(dataset, names)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = {**self.dataset[index], "indices": index}
+        item = self.dataset[index]
+        if not isinstance(item, Mapping):
+            raise UsageError(f"sample {index} is a {type(item).__name__}, not a dictionary of pixel_values and labels")
+        item = {**item, "indices": index}
         label = _whole(item.get("labels", 0), "labels")
         if not 0 <= label < self.num_labels:
             raise UsageError(
@@ -231,7 +255,34 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
         return item
 
 
-def _unnamed(names: Sequence[str]) -> bool:
+def check_label_names(dataset: Any, names: Sequence[str]) -> None:
+    """Make sure that the labels of a data set that knows their names are a model's.
+
+    Args:
+        dataset: with ``label_names``, as `PixelDataset` has them, or without.
+        names: of the model's labels.
+
+    Raises:
+        UsageError: they are others, or in another order; or a `PixelDataset` has a label that the model does not have.
+    """
+    own = getattr(dataset, "label_names", None)
+    if own is not None and list(own) != list(names) and not unnamed(names):
+        images = f"{getattr(dataset, 'name', 'given')} images"
+        raise UsageError(
+            f"the model has the labels {listed(names)}, the {images} {listed(own)}: give the images the model's labels"
+            " with hf_robust_transfer.data.as_labels_of(split, labels), or the model a head for theirs with"
+            " load_model(…, id2label=…)"
+        )
+    if isinstance(dataset, PixelDataset):
+        beyond = [row for row, label in enumerate(dataset.labels) if label >= len(names)]
+        if beyond:
+            raise UsageError(
+                f"row {beyond[0]} of the {dataset.name} images has label {dataset.labels[beyond[0]]}, but the model's head"
+                f" has {len(names)} labels: load the model with load_model(…, id2label=…) to give it a head for these"
+            )
+
+
+def unnamed(names: Sequence[str]) -> bool:
     """Whether these are the names that `transformers` makes up."""
     return list(names) == [f"LABEL_{index}" for index in range(len(names))]
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from datasets import Dataset, DatasetDict, Image
+from datasets import Dataset, DatasetDict
 from transformers.utils import logging
 
 from ..errors import UsageError, listed
 from .arguments import DataArguments
+from .columns import image_column, label_column, refuse_streams, tidy, without_format
 from .folders import SPLIT_WORDS, split_of
 from .labels import (
     UNLABELLED,
     as_labels_of,
-    check_label_column,
     choose_classes,
     is_numbered,
     with_classes,
@@ -56,25 +56,28 @@ def load_image_splits(arguments: DataArguments, *, seed: int = 0, **load_options
     return choose_splits(load_splits(arguments, load_options), arguments, seed=seed)
 
 
-def choose_splits(splits: DatasetDict, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
+def choose_splits(splits: DatasetDict | Dataset, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
     """Choose columns, classes, splits and subsets of a data set that is loaded already.
 
     A validation or test split without a label is left out with a warning.
 
     Args:
-        splits: the data set's own splits, ``train`` at least.
+        splits: the data set's own splits, ``train`` at least; or the training split alone.
         arguments, seed: as for `load_image_splits`.
 
     Raises:
         UsageError: a missing split or column, an unknown class, fewer than two, one without a training image, one that only
             another split has, or images without a label.
     """
+    splits = DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
+    for split in splits.values():
+        refuse_streams(split, "data set")
     own = {name: splits[found] for name in SPLIT_WORDS if (found := _called(splits, name)) is not None}
     if "train" not in own:
         raise UsageError(f"the data set has no training split, only {listed(splits)}: give --train_dir")
+    arguments = _with_columns(arguments, splits)
     usable = {name: split for name, split in own.items() if name == "train" or _has_labels(split, name, arguments)}
-    tidy = {name: _tidy(split, arguments) for name, split in usable.items()}
-    chosen, labels = with_classes(tidy, arguments.label_map)
+    chosen, labels = with_classes({name: _tidy(split, arguments) for name, split in usable.items()}, arguments.label_map)
     if arguments.classes is not None:
         chosen = {name: choose_classes(split, arguments.classes, labels) for name, split in chosen.items()}
         chosen = {name: split for name, split in chosen.items() if name == "train" or _has_labels(split, name)}
@@ -140,6 +143,7 @@ def load_evaluation_split(
         UsageError: no such split or column, labels that do not agree with the model's, or images without a label.
     """
     splits = load_splits(arguments, load_options)
+    arguments = _with_columns(arguments, splits)
     name = _labelled_split(splits, split, arguments)
     if name is not None:
         chosen = _tidy(splits[name], arguments)
@@ -198,8 +202,8 @@ def _set_aside(splits: DatasetDict, arguments: DataArguments, labels: Sequence[s
 def _own_classes(splits: DatasetDict, name: str, chosen: Dataset, arguments: DataArguments) -> list[str]:
     """The classes of the data set as training numbers them."""
     first = _called(splits, "train")
-    tidy = {} if first is None else {"train": _tidy(splits[first], arguments)}
-    return with_classes(tidy or {name: chosen}, arguments.label_map)[1]
+    train = {} if first is None else {"train": _tidy(splits[first], arguments)}
+    return with_classes(train or {name: chosen}, arguments.label_map)[1]
 
 
 def _called(splits: DatasetDict, role: str) -> str | None:
@@ -218,7 +222,7 @@ def _has_labels(split: Dataset, name: str, arguments: DataArguments | None = Non
     Args:
         split: a data set's own, or with ``arguments`` None one that is tidy.
         name: of it.
-        arguments: tell the label's column.
+        arguments: with the name of the label's column.
     """
     column = "label" if arguments is None else arguments.label_column_name
     labels = split[column] if column in split.column_names else ()
@@ -239,26 +243,25 @@ def _check_labelled(split: Dataset, name: str) -> None:
 
 def _tidy(split: Dataset, arguments: DataArguments) -> Dataset:
     """Keep the image and the label, under those names."""
-    for flag, column in (("image", arguments.image_column_name), ("label", arguments.label_column_name)):
-        if column not in split.column_names:
-            raise UsageError(
-                f"--{flag}_column_name {column}: the data set has no such column, only {listed(split.column_names)}"
-                + ("; a folder of images needs a subfolder per class" if flag == "label" else "")
-            )
-    if arguments.image_column_name == arguments.label_column_name:
-        raise UsageError(f"--label_column_name {arguments.label_column_name} is the column of the images")
-    split = split.select_columns([arguments.image_column_name, arguments.label_column_name])
-    split = split.rename_columns(
-        {arguments.image_column_name: "image", arguments.label_column_name: "label"}
-        if (arguments.image_column_name, arguments.label_column_name) != ("image", "label")
-        else {}
+    split = without_format(split)
+    try:
+        return tidy(split, arguments.image_column_name, arguments.label_column_name)
+    except UsageError as error:
+        raise UsageError(f"--{error}") from None
+
+
+def _with_columns(arguments: DataArguments, splits: DatasetDict) -> DataArguments:
+    """The arguments with the names of the columns: those of the training split, or else of the split that has the most."""
+    train = _called(splits, "train")
+    features = (
+        max(splits.values(), key=lambda split: len(split.features)).features if train is None else splits[train].features
     )
-    if not isinstance(split.features["image"], Image):
-        raise UsageError(
-            f"--image_column_name {arguments.image_column_name}: the column holds {split.features['image']}, not images"
-        )
-    check_label_column(split.features["label"], arguments.label_column_name)
-    return split
+    try:
+        image = image_column(features, arguments.image_column_name)
+        label = label_column(features, arguments.label_column_name)
+    except UsageError as error:
+        raise UsageError(f"--{error}") from None
+    return replace(arguments, image_column_name=image, label_column_name=label)
 
 
 def _split_off(train: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from ..attacks.eval_mode import untouched
-from ..data import as_pixels, collate
+from ..data import as_pixel_dataset, as_pixels, choose_split, collate
 from ..threat_model import ThreatModel
 from .accuracy import Accuracy
 from .chunks import Outcomes, Task, attack_in_chunks
@@ -49,6 +49,8 @@ def evaluate_robustness(
     attacks: Sequence[str | Callable[..., Tensor]] = DEFAULT_ATTACKS,
     *,
     labels: Sequence[str] | None = None,
+    image_column_name: str | None = None,
+    label_column_name: str | None = None,
     surrogate: nn.Module | None = None,
     cascade: bool = False,
     self_check_samples: int = 100,
@@ -73,11 +75,13 @@ def evaluate_robustness(
 
     Args:
         classifier: maps [0, 1] images (B, C, H, W) to logits; usually a `PixelClassifier`, on its device already.
-        dataset: map-style, yields ``{"pixel_values": float (C, H, W) in [0, 1], "labels": int}``, at the model's
-            resolution, where ε applies; `PixelDataset` does it.
+        dataset: images and labels, as `hf_robust_transfer.data.as_pixel_dataset` takes them: a `datasets.Dataset`, a
+            `DatasetDict` with this ``split``, an `ImageFolder`, rows, …; of any other classifier than a `PixelClassifier`,
+            ``{"pixel_values": float (C, H, W) in [0, 1], "labels": int}`` at the resolution where ε applies.
         threat_model: norm, ε and pixel bounds.
         attacks: their names, as `parse_attack` reads them, or functions of your own, as for `own_attack`.
         labels: the labels' names, by default those of a `PixelClassifier`.
+        image_column_name, label_column_name: the data set's columns, as for `as_pixel_dataset`.
         surrogate: another classifier of the same labels, which ``transfer`` crafts its examples on.
         cascade: leave out samples that an earlier attack fooled: faster, but only the worst case is reported.
         self_check_samples: run the self-checks on at least so many first samples, in whole chunks; 0 leaves them out.
@@ -115,6 +119,17 @@ def evaluate_robustness(
         cascade=cascade,
         self_check_samples=self_check_samples,
         curve_samples=curve_samples,
+    )
+    if isinstance(dataset, Mapping):
+        split = choose_split(dataset, split)
+        dataset = dataset[split]
+    dataset = as_pixel_dataset(
+        dataset,
+        getattr(classifier, "processor", None),
+        split,
+        labels=getattr(classifier, "labels", None) if labels is None else labels,
+        image_column_name=image_column_name,
+        label_column_name=label_column_name,
     )
     subject = make_ready(classifier, dataset, settings, labels=labels, surrogate=surrogate)
     return evaluate_subject(

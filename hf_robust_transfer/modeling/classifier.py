@@ -51,10 +51,10 @@ class PixelClassifier(nn.Module):
         self, model: PreTrainedModel, processor: BaseImageProcessor, *, forward_through: nn.Module | None = None
     ) -> None:
         super().__init__()
+        mean, std = pixel_statistics(processor)
         self.model, self.processor = model, processor
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
         self._layers = tuple(classifier_layers(model))
-        mean, std = pixel_statistics(processor)
         dtype = torch.promote_types(model.dtype, torch.float32)
         for name, value in (("mean", mean), ("std", std)):
             tensor = torch.tensor(value, dtype=dtype, device=model.device).view(1, -1, 1, 1)

@@ -4,6 +4,7 @@ from math import isfinite
 from typing import Any
 
 from transformers import BaseImageProcessor
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..errors import UsageError
 
@@ -14,9 +15,16 @@ def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ..
     """The mean and standard deviation, in [0, 1] pixel units, with which a checkpoint's image processor normalises.
 
     Raises:
-        UsageError: the processor does something else to pixel values than ``(pixel - mean) / std``, or a std is not
-            above 0.
+        UsageError: it is no image processor, does something else to pixel values than ``(pixel - mean) / std``, or a std
+            is not above 0.
     """
+    if not isinstance(processor, BaseImageProcessor) or isinstance(processor, BaseVideoProcessor):
+        within = isinstance(getattr(processor, "image_processor", None), BaseImageProcessor)
+        raise UsageError(
+            "the model's image processor is needed, whose normalisation happens inside, but there is"
+            f" {'none' if processor is None else f'a {type(processor).__name__}'}: give"
+            + (" its image_processor" if within else " what load_model returns beside the model, or AutoImageProcessor's")
+        )
     mean, std = _statistics(processor)
     if not all(isfinite(value) for value in (*mean, *std)) or not all(value > 0 for value in std):
         raise UsageError(

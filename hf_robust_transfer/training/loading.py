@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from datasets import DatasetDict, IterableDatasetDict
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
-from ..data import Indexed, PixelDataset, as_pixels
+from ..data import Indexed, PixelDataset, as_pixel_dataset, as_pixels, choose_split
+from ..data.columns import refuse_streams
+from ..data.given import has_roles
 from ..errors import UsageError
 from ..modeling import PixelClassifier
 from ..objectives import ObjectiveOutput, trait
@@ -33,8 +36,29 @@ class LoadingTrainer(Trainer):
     args: RobustTrainingArguments
     training_objective: Callable[..., ObjectiveOutput]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *,
+        args: RobustTrainingArguments,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        image_column_name: str | None = None,
+        label_column_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._ready: list[Any] = []  # what was made of the data sets that were given
+        self._columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
+        train, validation = _one(train_dataset, "train"), _one(eval_dataset, "validation")
+        for dataset, name in ((train, "train"), (validation, "validation")):
+            if dataset is not None:
+                refuse_streams(dataset, f"{name} data set")
+        if args.dataloader_num_workers < 0:
+            args.dataloader_num_workers = workers(args, train)
+        super().__init__(args=args, train_dataset=train, eval_dataset=validation, **kwargs)
+        self.train_dataset = self._as_pixels(train, "train")
+        self.eval_dataset = self._as_pixels(validation, "validation")
+        several = cast(Any, self.eval_dataset)
+        self._ready = [self.train_dataset, *(several.values() if isinstance(several, dict) else [several])]
         self._check_that_it_trains()
 
     def _check_that_it_trains(self) -> None:
@@ -76,7 +100,7 @@ class LoadingTrainer(Trainer):
         open_ = args.transfer is not None and args.optim == "sgd" and getattr(args, name) is None and trains_alone
         if not open_ or data is None:
             return
-        items = self.with_indices(data)
+        items = self.with_indices(data, "train")
         with random_state_kept(args.device):
             batch = self.data_collator([items[row] for row in range(min(128, len(items)))])
         classifier = PixelClassifier(cast(Any, self.model), cast(Any, self.processing_class))
@@ -87,45 +111,69 @@ class LoadingTrainer(Trainer):
         given: Any = self.train_dataset
         clean_only = trait(self.training_objective, "clean_only") and self.args.freeze == "backbone"
         if clean_only and self.caches_features and isinstance(given, PixelDataset):
-            given = [{"labels": label} for label in given.labels]
+            given = self._indexed([{"labels": label} for label in given.labels])
         with self._seen_as("train_dataset", given):
             return super().get_train_dataloader()
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, as for `transformers.Trainer`; of a `DatasetDict`, on its validation or test split."""
+        metrics: dict[str, float] = super().evaluate(_one(eval_dataset, "validation"), *args, **kwargs)
+        return metrics
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Evaluation images with their indices; as for `transformers.Trainer`."""
         if eval_dataset is None or isinstance(eval_dataset, str):
             with self._seen_as("eval_dataset", self.eval_dataset):
                 return super().get_eval_dataloader(eval_dataset)
-        return super().get_eval_dataloader(self.with_indices(eval_dataset))
+        return super().get_eval_dataloader(self.with_indices(eval_dataset, "validation"))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Images to predict with their indices; as for `transformers.Trainer`."""
-        return super().get_test_dataloader(self.with_indices(test_dataset))
+        """Images to predict with their indices; as for `transformers.Trainer`. They need no labels."""
+        return super().get_test_dataloader(self.with_indices(test_dataset, "test", labelled=False))
 
     @contextmanager
     def _seen_as(self, name: str, dataset: Any) -> Iterator[None]:
         """For a moment, have the base class see a data set with indices in place of one of this trainer's."""
         given = getattr(self, name)
         if isinstance(dataset, dict):
-            setattr(self, name, {key: self.with_indices(each) for key, each in dataset.items()})
+            setattr(self, name, {key: self.with_indices(each, key) for key, each in dataset.items()})
         elif dataset is not None:
-            setattr(self, name, self.with_indices(dataset))
+            setattr(self, name, self.with_indices(dataset, name.removesuffix("_dataset")))
         try:
             yield
         finally:
             setattr(self, name, given)
 
-    def with_indices(self, dataset: Any) -> Indexed:
-        """A data set whose items know their index.
+    def with_indices(self, dataset: Any, name: str, labelled: bool = True) -> Indexed:
+        """A data set of pixels whose items know their index.
+
+        Args:
+            dataset: as `as_pixel_dataset` takes it, as it does the other arguments.
 
         Raises:
-            UsageError: it is a stream.
+            UsageError: what `as_pixel_dataset` raises.
         """
-        if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            raise UsageError("a map-style data set is needed: attack and augmentation randomness is keyed by sample index")
-        model: Any = self.model
-        id2label = model.config.id2label or {}
-        return Indexed(dataset, len(id2label), [id2label[index] for index in sorted(id2label)])
+        return dataset if isinstance(dataset, Indexed) else self._indexed(self._as_pixels(dataset, name, labelled))
+
+    def _as_pixels(self, dataset: Any, name: str, labelled: bool = True) -> Any:
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict) and name == "validation":  # to be evaluated on one by one
+            return {key: self._as_pixels(each, key) for key, each in dataset.items()}
+        if any(dataset is each for each in self._ready):
+            return dataset
+        with random_state_kept(self.args.device):
+            return as_pixel_dataset(
+                dataset, cast(Any, self.processing_class), name, labels=self._labels, labelled=labelled, **self._columns
+            )
+
+    def _indexed(self, dataset: Any) -> Indexed:
+        return Indexed(dataset, len(self._labels), self._labels)
+
+    @property
+    def _labels(self) -> list[str]:
+        id2label = cast(Any, self.model).config.id2label or {}
+        return [id2label[index] for index in sorted(id2label)]
 
     # No public hook: the base class asks its own method for the order of a training set.
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
@@ -137,3 +185,10 @@ class LoadingTrainer(Trainer):
         seed = fold_in(self.args.seed if self.args.data_seed is None else self.args.data_seed, _REPLAY)
         chosen: Sampler[int] = sampler(len(dataset), group=group, seed=seed, **self.args.objective_kwargs)
         return chosen
+
+
+def _one(dataset: Any, name: str) -> Any:
+    """What is to be trained or evaluated on: of a data set's splits the one for it."""
+    if isinstance(dataset, DatasetDict | IterableDatasetDict) and (name == "train" or has_roles(dataset)):
+        return dataset[choose_split(dataset, name)]
+    return dataset

@@ -16,15 +16,16 @@ from ..errors import UsageError
 from ..functions import choose_function, registered
 from ..modeling.classifier import PixelClassifier, accept_features, full_precision
 from ..modeling.heads import head_parameters
+from ..modeling.processors import pixel_statistics
 from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep, trait
 from ..provenance import TrainedFor
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
-from ..transfer import DISTANCES, HeadWarmStart, check_teacher, eval_where_frozen, feature_distance, freeze
+from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, freeze, make_teacher
 from ..transfer.warm_start import steps_of
 from .arguments import RobustTrainingArguments
 from .known_features import FeatureCache, known_features
-from .loading import LoadingTrainer, workers
+from .loading import LoadingTrainer
 from .reporting import LossTerms, random_state_kept, robustness_metrics
 from .running import RunningTrainer
 from .saving import OnTrainBegin, SavingTrainer
@@ -37,20 +38,20 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
     """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
 
     Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
-    Data sets are map-style and yield ``{"pixel_values": (C, H, W), "labels": int}``, pixels floating in [0, 1] or uint8,
-    as `hf_robust_transfer.data.PixelDataset` does; normalisation happens inside. `evaluate` returns ``eval_accuracy``,
-    ``eval_robust_accuracy``, ``eval_loss`` and ``eval_robust_loss`` under PGD with ``args.eval_attack_steps`` steps,
-    crafted in the precision of training and judged in float32. Features that cannot change are computed once for a data
-    set that has a ``fingerprint``, as `PixelDataset` does: it says that items are the same whenever they are read.
+    Data sets are what `hf_robust_transfer.data.as_pixel_dataset` takes: a `datasets.Dataset` or `DatasetDict`, an
+    `ImageFolder`, rows, or ``{"pixel_values": (C, H, W), "labels": int}`` with pixels in [0, 1] or uint8; normalisation
+    happens inside. `evaluate` returns ``eval_accuracy``, ``eval_robust_accuracy``, ``eval_loss`` and ``eval_robust_loss``
+    under PGD with ``args.eval_attack_steps`` steps, crafted in the precision of training and judged in float32. Features
+    that cannot change are computed once for a data set with a ``fingerprint``: its items are the same each time.
 
     Args:
         model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
         args: the training arguments.
         processing_class: the model's image processor; saved with the model.
         objective: a function in place of the one that ``args.objective`` names, as `hf_robust_transfer.objectives` says.
-        teacher: for LwF, the frozen robust source.
+        teacher: for LwF, the frozen robust source; by default a copy of the model as it is given, the source itself.
         compute_metrics: more metrics, given the clean logits and the labels.
-        kwargs: all further arguments of `transformers.Trainer`.
+        kwargs: all further arguments of `transformers.Trainer`; ``image_column_name``, ``label_column_name``.
 
     Raises:
         UsageError: before any training, when the pieces do not go together; the message says what to change.
@@ -73,7 +74,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
         model: PreTrainedModel | None = None,
         args: RobustTrainingArguments | None = None,
         *,
-        processing_class: BaseImageProcessor,
+        processing_class: BaseImageProcessor | None = None,
         objective: Objective | None = None,
         teacher: PixelClassifier | None = None,
         compute_metrics: Any = None,
@@ -87,15 +88,13 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
         if objective is not None:
             args.objective = registered(objective, OBJECTIVES, "--objective")
             args.check()
-        self.args, self.teacher = args, teacher
+        pixel_statistics(processing_class)  # refuses what is none
+        self.args, self._given_teacher = args, teacher
         self._choose_functions()
         if model is not None:
             _prepare(model, args)
-        if args.dataloader_num_workers < 0:
-            args.dataloader_num_workers = workers(args, kwargs.get("train_dataset"))
         self.carried: dict[str, Tensor] = {}
-        self._terms = LossTerms()
-        self._micro_batch = 0
+        self._terms, self._micro_batch = LossTerms(), 0
         self._student_features: FeatureCache | None = None
         self._teacher_features: FeatureCache | None = None
         self._classifiers: tuple[Any, ...] = ()
@@ -108,9 +107,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
             compute_metrics=partial(robustness_metrics, more=compute_metrics),
             **kwargs,
         )
-        check_teacher(self.model, self.teacher, self.args.lwf_weight)
-        if teacher is not None:
-            teacher.to(args.device).eval().requires_grad_(False)
+        self.teacher = self._make_teacher(teacher)
         self.choose_head_learning_rate()
         self.add_callback(HeadWarmStart())
         self.add_callback(OnTrainBegin(self._begin))
@@ -125,6 +122,9 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
         self.training_objective = choose_function(self.args.objective, OBJECTIVES, "--objective")
         self._distance = choose_function(self.args.lwf_distance, DISTANCES, "--lwf_distance")
 
+    def _make_teacher(self, given: PixelClassifier | None) -> PixelClassifier | None:
+        return make_teacher(self.model, self.processing_class, given, self.args.lwf_weight, self.args.device)
+
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """Build a model, frozen as asked."""
         model: Any = super().call_model_init(trial)
@@ -136,7 +136,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
         if self.hp_search_backend is not None:  # a trial's options come after the model, and this is asked for first
             self.args.check()
             self._choose_functions()
-            check_teacher(self.model, self.teacher, self.args.lwf_weight)
+            self.teacher = self._make_teacher(self._given_teacher)
             _prepare(self.model, self.args)
         return super().get_train_dataloader()
 
@@ -151,7 +151,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
             return
         find = partial(
             known_features,
-            data=self.with_indices(self.train_dataset),
+            data=self.with_indices(self.train_dataset, "train"),
             args=self.args,
             collate=self.data_collator,
             precision=str(self.accelerator.mixed_precision),  # may come from `accelerate launch` as well

@@ -1,7 +1,7 @@
 """Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
 
 from .blocks import Block, blocks
-from .distillation import DISTANCES, check_teacher, feature_distance
+from .distillation import DISTANCES, feature_distance, make_teacher
 from .freezing import describe, eval_where_frozen, freeze
 from .presets import PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
@@ -12,11 +12,11 @@ __all__ = [
     "Block",
     "HeadWarmStart",
     "blocks",
-    "check_teacher",
     "describe",
     "eval_where_frozen",
     "feature_distance",
     "freeze",
     "head_learning_rate",
+    "make_teacher",
     "preset",
 ]

@@ -1,11 +1,12 @@
 """The lifelong-learning (LwF) term: the student's features stay close to those of the frozen robust source."""
 
+import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import UsageError
 from ..functions import choose_function
@@ -67,22 +68,36 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: str | Distance 
     return function(student.to(dtype), teacher.detach().to(dtype)).mean()
 
 
-def check_teacher(model: PreTrainedModel, teacher: PixelClassifier | None, weight: float) -> None:
-    """Make sure that there is a teacher whose features can be compared with the model's, where LwF has a weight.
+def make_teacher(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    given: PixelClassifier | None,
+    weight: float,
+    device: torch.device,
+) -> PixelClassifier | None:
+    """The frozen teacher whose features the model's are kept close to.
+
+    Args:
+        model: the model that is about to be trained.
+        processor: its image processor.
+        given: the teacher; by default a copy of the model as it is now, which is the source: z₀(x, θ*) of the paper.
+        weight: of LwF; with 0 there is no need of a teacher.
+        device: where to have it.
 
     Raises:
-        UsageError: there is none, or its features are of another size.
+        UsageError: it is no `PixelClassifier`, or its features are of another size than the model's.
     """
-    if weight == 0:
-        return
+    if given is not None and not isinstance(given, PixelClassifier):
+        raise UsageError(f"teacher is a {type(given).__name__}: give PixelClassifier(source, processor)")
+    teacher = given
+    if weight and teacher is None:
+        teacher = PixelClassifier(copy.deepcopy(model), processor)
     if teacher is None:
-        raise UsageError(
-            f"--lwf_weight {weight} keeps features close to a teacher's, but there is none: pass teacher=, the frozen"
-            " robust source, or set --lwf_weight 0"
-        )
+        return None
     sizes = [sum(feature_sizes(each)) for each in (model, teacher.model)]
-    if sizes[0] != sizes[1]:
+    if weight and sizes[0] != sizes[1]:
         raise UsageError(
             f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"
             " architecture, usually the source itself"
         )
+    return teacher.to(device).eval().requires_grad_(False)
