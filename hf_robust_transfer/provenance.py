@@ -35,6 +35,29 @@ class _Record:
 
 
 @dataclass(frozen=True)
+class Adapted(_Record):
+    """What an adapter of peft was trained with.
+
+    Args:
+        method: its name in peft, like LORA.
+        rank: of the updates, where the method has one.
+        targets: the layers that were adapted, as they were named.
+        whole: the layers that were trained whole.
+        trained: how many parameters trained.
+        parameters: how many the model has without adapters.
+        base_model: what it started from: a Hub id, or a folder's name without its place.
+    """
+
+    method: str = "LORA"
+    rank: int | None = None
+    targets: list[str] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)
+    trained: int = 0
+    parameters: int = 0
+    base_model: str | None = None
+
+
+@dataclass(frozen=True)
 class TrainedFor(_Record):
     """What later evaluations go by, in a model's configuration under ``robust_training``.
 
@@ -44,10 +67,11 @@ class TrainedFor(_Record):
         seed: of the run, which the choice of its images followed from.
         data: the options that say where its images come from.
         hub_id: of the model on the Hub, where it was published.
+        adapter: what an adapter of peft was trained with, as of `Adapted`, which is now in the weights.
 
     Example:
         >>> TrainedFor.from_dict({"norm": "l2", "eps": "0.5"})
-        TrainedFor(norm='l2', eps='0.5', seed=0, data=None, hub_id=None)
+        TrainedFor(norm='l2', eps='0.5', seed=0, data=None, hub_id=None, adapter=None)
     """
 
     norm: str = "linf"
@@ -55,6 +79,7 @@ class TrainedFor(_Record):
     seed: int = 0
     data: dict[str, Any] | None = None
     hub_id: str | None = None
+    adapter: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: Any) -> Self:

@@ -6,6 +6,7 @@ One rule holds for all of them: a file is evidence only for the weights and the 
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -17,6 +18,8 @@ PROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
 WEIGHTS_INDEX_NAME = "model.safetensors.index.json"  # where the weights are in several files
 ONNX_NAME, TORCH_NAME = "model.onnx", "model.pt2"  # the model, exported
+ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"  # peft's
+ADAPTER_FOLDER = "adapter"  # with these two, beside the model that the adapter was merged into
 CARD_NAME = "README.md"
 RUN_NAME = "run.json"  # what defines the run; in its checkpoints, too
 RECORD_NAME = "training.json"  # how the model here was made
@@ -39,6 +42,7 @@ _OF_A_MODEL = re.compile(
             re.escape,
             (
                 *(CONFIG_NAME, PROCESSOR_NAME, WEIGHTS_INDEX_NAME, RECORD_NAME, ONNX_NAME, TORCH_NAME),
+                *(ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME),
                 *(REPORT_NAME, REPORT_TEXT_NAME, CURVE_NAME, EXAMPLES_NAME),
             ),
         )
@@ -50,7 +54,8 @@ _OF_A_RUN = re.compile(
 )
 # Of a checkpoint, what a training resumes from.
 _FOR_RESUMING = re.compile(
-    r"model[^/]*\.safetensors(\.index\.json)?|adapter_(config\.json|model\.safetensors)|carried_\d+\.safetensors|latest"
+    r"model[^/]*\.safetensors(\.index\.json)?|([\w.-]+/)?adapter_(config\.json|model\.safetensors)"
+    r"|carried_\d+\.safetensors|latest"
     r"|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
     r"|((pytorch_model_fsdp|optimizer)_\d+|global_step\d+)/[\w.-]+|"
     + "|".join(map(re.escape, (CONFIG_NAME, PROCESSOR_NAME, STATE_NAME, RUN_NAME)))
@@ -75,6 +80,13 @@ def check_writable(folder: str | Path, flag: str) -> None:
         TemporaryFile(dir=above).close()
     except OSError:
         raise UsageError(f"{flag} {folder} cannot be made in {above}: choose another folder") from None
+
+
+def remove_if_empty(folders: Iterable[Path]) -> None:
+    """Delete those of some folders, the innermost first, that are there with nothing in them."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def step_of(folder: Path) -> int | None:
@@ -110,7 +122,8 @@ def is_finished(folder: Path) -> bool:
 def clear(folder: Path) -> None:
     """Delete the checkpoints, results and model of a run, and all that describes them; other files stay."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if step_of(path) is not None or path.name == PROGRESS_NAME:
+        adapter = path.name == ADAPTER_FOLDER and (path / ADAPTER_CONFIG_NAME).is_file()
+        if step_of(path) is not None or path.name == PROGRESS_NAME or adapter:
             shutil.rmtree(path)
         elif _OF_A_RUN.fullmatch(path.name) or is_of_a_model(path.name):
             path.unlink()

@@ -165,6 +165,8 @@ def make_ready(
     labels = getattr(classifier, "labels", None) if labels is None else labels
     if labels is None:
         raise UsageError(f"{type(classifier).__name__} does not know the names of its labels: pass them as labels=")
+    if isinstance(classifier, PixelClassifier):  # an adapter of peft makes everything slower
+        classifier = classifier.merged()
     device = device_of(classifier)
     settings = settings.on(device)
     few = collate([{"pixel_values": dataset[index]["pixel_values"]} for index in range(min(2, len(dataset)))])

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from ..data import to_pixels
-from ..errors import UsageError
+from ..errors import UsageError, listed
 from ..evaluation import RobustnessReport
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.counting import check_report
@@ -22,7 +22,7 @@ from ..evaluation.report import eps_text, file_sha256
 from ..markdown import code_block, escaped, one_line
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint, fingerprint_parts
-from ..provenance import Provenance
+from ..provenance import Adapted, Provenance, TrainedFor
 from ..run_folder import CURVE_NAME, EXAMPLES_NAME, RECORD_NAME, REPORT_NAME
 from ..sharing import shown
 from .access import checked_repo_id
@@ -49,6 +49,7 @@ class CheckpointFacts:
         training: the record of the training that this very model came from, if there is one.
         pictures: of the report, a title and a file name each.
         exports: the names of the files that this very model was exported to.
+        adapted: what the adapter of peft was trained with that is merged into the model, if one is.
     """
 
     architecture: str | None
@@ -60,6 +61,7 @@ class CheckpointFacts:
     training: dict[str, Any] | None
     pictures: list[tuple[str, str]]
     exports: list[str] = field(default_factory=list)
+    adapted: Adapted | None = None
 
     @property
     def needs_package(self) -> bool:
@@ -96,6 +98,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
         logger.warning(f"{folder / RECORD_NAME} does not count: it is of a model with {difference(noted, parts)}")
         training = None
     of_report = {} if report is None else report.pictures
+    adapter = TrainedFor.of(model.config).adapter
     return CheckpointFacts(
         architecture=getattr(model.config, "architecture", None) if model.config.model_type == "timm_wrapper" else None,
         model_class=type(model).__name__,
@@ -110,6 +113,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
             if (report is not None and report.curve if name == CURVE_NAME else _is(folder / name, of_report.get(name)))
         ],
         exports=exports_of(folder, identity),
+        adapted=None if adapter is None else Adapted.from_dict(adapter),
     )
 
 
@@ -163,11 +167,12 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
     """
     name = checked_repo_id(repo_id).split("/")[-1]
     training, report = facts.training or {}, facts.report
+    base_model = training.get("base_model") or (None if facts.adapted is None else facts.adapted.base_model)
     dataset = training.get("data", {}).get("dataset_name")
     data = ModelCardData(
         model_name=None if report is None else name,
         eval_results=None if report is None else evaluation_results(report),
-        base_model=_hub_id(training.get("base_model_id"), known=True) or _hub_id(training.get("base_model")),
+        base_model=_hub_id(training.get("base_model_id"), known=True) or _hub_id(base_model),
         datasets=_hub_id(training.get("dataset_id"), known=True) or _hub_id(dataset),
         license=None if license is None else one_line(license),
         library_name="timm" if facts.architecture is not None and not facts.needs_package else "transformers",
@@ -191,6 +196,7 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
         options=[(option, value) for option, value in options.items() if value is not None],
         summary=_summary(facts),
         how=_how(options, training.get("base_model"), dataset),
+        adapted=None if facts.adapted is None else _adapted(facts.adapted),
         resolution="×".join(map(str, facts.input_shape)),
         evaluation_command=None if report is None else Markup(code_block(evaluation_command(report, repo_id), "bash")),
         training_command=None if command is None else Markup(code_block(command, "bash")),
@@ -282,6 +288,16 @@ def _how(options: dict[str, Any], base_model: str | None, dataset: str | None) -
     if options.get("lwf_weight"):
         parts.append(f"its features kept close to the source's (LwF, λ_d = {options['lwf_weight']:g})")
     return ", ".join(parts) + "."
+
+
+def _adapted(adapted: Adapted) -> str:
+    rank = "" if adapted.rank is None else f" of rank {adapted.rank}"
+    whole = f", and {listed(adapted.whole)} trained whole" if adapted.whole else ""
+    base = f" of {adapted.base_model}" if adapted.base_model else ""
+    return (
+        f"An adapter (peft's {adapted.method}{rank}) on the layers {listed(adapted.targets)}{base}{whole}, merged into the"
+        f" weights afterwards: {adapted.trained:,} of {adapted.parameters:,} parameters were trained."
+    )
 
 
 def _hub_id(name: str | None, *, known: bool = False) -> str | None:

@@ -187,6 +187,7 @@ def publish(
     commit_message: str = "Publish model and model card",
     license: str | None = None,
     resumable_at: str | None = None,
+    checkpoint: str | Path | None = None,
 ) -> CommitInfo:
     """Upload a checkpoint folder to the Hub, in one commit on top of what is there now.
 
@@ -201,6 +202,7 @@ def publish(
         commit_message: of the commit.
         license: of the weights, for the card.
         resumable_at: a folder in the repository, to put all there is for resuming a training into.
+        checkpoint: the folder that this is in, by default ``folder``.
 
     Raises:
         UsageError: as for `files_to_publish`.
@@ -210,7 +212,10 @@ def publish(
         check_for_secrets(f"--{what}", text, [token])
     files = files_to_publish(folder, repo_id, license=license, token=token)
     if resumable_at is not None:
-        files |= {f"{resumable_at}/{name}": content for name, content in files_to_resume(folder, token=token).items()}
+        files |= {
+            f"{resumable_at}/{name}": content
+            for name, content in files_to_resume(checkpoint or folder, token=token).items()
+        }
     api = HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -237,20 +242,26 @@ def publish(
         ) from error
 
 
-def publish_in_background(folder: str | Path, staged: Path, **options: Any) -> "Future[CommitInfo]":
+def publish_in_background(
+    folder: str | Path, staged: Path, *, checkpoint: str | Path, **options: Any
+) -> "Future[CommitInfo]":
     """`publish` a folder while the caller goes on; a failure is a warning.
 
     Args:
         folder: may change or vanish meanwhile.
+        checkpoint: likewise; as for `publish`.
         staged: a folder to make and remove, on the same file system, which keeps the files until they are uploaded.
         options: all other arguments of `publish`.
     """
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(folder, staged, copy_function=_link)
+    kept = {Path(folder): staged / "model"}
+    kept.setdefault(Path(checkpoint), staged / "checkpoint")
+    for place, copied in kept.items():
+        shutil.copytree(place, copied, copy_function=_link)
 
     def work() -> CommitInfo:
         try:
-            return publish(staged, **options)
+            return publish(kept[Path(folder)], checkpoint=kept[Path(checkpoint)], **options)
         except Exception as error:
             logger.warning(f"a checkpoint could not be published, training goes on: {error.__cause__ or error}")
             raise

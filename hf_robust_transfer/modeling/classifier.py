@@ -1,5 +1,6 @@
 """The pixel-space classifier: the only view of a model that attacks and objectives have."""
 
+import copy
 import hashlib
 from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,6 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..errors import UsageError
+from .adapters import merged
 from .heads import classifier_layers, logits_of_features
 from .processors import pixel_statistics
 
@@ -59,6 +61,22 @@ class PixelClassifier(nn.Module):
         for name, value in (("mean", mean), ("std", std)):
             tensor = torch.tensor(value, dtype=dtype, device=model.device).view(1, -1, 1, 1)
             self.register_buffer(name, tensor, persistent=False)
+
+    def merged(self, *, needed: bool = False) -> "PixelClassifier":
+        """This classifier itself or, of a model with adapters of peft, a copy that has them merged into the weights.
+
+        Args:
+            needed: refuse adapters that cannot be merged; otherwise the classifier is then given back as it is.
+
+        Raises:
+            UsageError: some of the adapters cannot be merged.
+        """
+        whole = merged(self.model, needed=needed)
+        if whole is self.model:
+            return self
+        copied = copy.deepcopy(self, {id(self.model): whole})  # all but the model, also of a class of the user's own
+        copied._layers = tuple(classifier_layers(whole))
+        return copied
 
     @property
     def labels(self) -> list[str]:
@@ -163,6 +181,8 @@ def accept_features(model: PreTrainedModel) -> None:
 def weights_sha256(model: nn.Module, *, but: Container[str] = ()) -> str:
     """A hash over names, types, shapes and values of a model's parameters and buffers; of a `PixelClassifier`, its model's.
 
+    Adapters of peft are merged into the weights before, where they can be.
+
     Args:
         model: any module.
         but: names of parameters and buffers to leave out.
@@ -172,7 +192,8 @@ def weights_sha256(model: nn.Module, *, but: Container[str] = ()) -> str:
         True
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(getattr(model, "model", model).state_dict().items()):
+    model = merged(model.model if isinstance(model, PixelClassifier) else model, needed=False)
+    for name, tensor in sorted(model.state_dict().items()):
         if name not in but:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from .adapters import merged
 from .classifier import weights_sha256
 
 # Of a configuration, what changes no prediction, or is a part of its own.
@@ -26,6 +27,8 @@ _NOT_PREPROCESSING = {
 
 def fingerprint(model: PreTrainedModel, processor: BaseImageProcessor) -> str:
     """A hash over all that a classifier's predictions depend on, equal for a model in memory and as loaded once saved.
+
+    With adapters of peft it is that of the model with these merged into the weights, where they can be.
 
     Args:
         model: the model, timm's inside `TimmWrapperForImageClassification` included.
@@ -49,6 +52,7 @@ def fingerprint_parts(model: PreTrainedModel, processor: BaseImageProcessor) -> 
         A hash each of the ``weights`` (with their types), the ``architecture`` (with its arguments), the
         ``image processor`` (size, resizing, cropping, normalisation) and the ``labels`` (in the order of the logits).
     """
+    model = merged(model, needed=False)
     id2label: dict[Any, str] = model.config.id2label or {}
     return {
         "weights": weights_sha256(model),

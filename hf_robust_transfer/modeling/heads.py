@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UsageError
+from .adapters import is_adapted, named_layers, plain
 
 _ONLY_OWN = (
     "head_args {} need cifar_resnet18 or cifar_wrn: with a head of several layers, a checkpoint of another architecture"
@@ -97,7 +98,7 @@ def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: di
             own architectures take it: the checkpoint of a stock one would no longer load with `from_pretrained` alone.
 
     Raises:
-        UsageError: the model has no classifier layer, or cannot have the head that is asked for.
+        UsageError: the model has no classifier layer, cannot have the head that is asked for, or has an adapter of peft.
 
     Example:
         >>> from hf_robust_transfer.modeling import create_model
@@ -110,6 +111,8 @@ def replace_head(model: PreTrainedModel, id2label: dict[int, str], head_args: di
           (2): Linear(in_features=512, out_features=3, bias=True)
         )
     """
+    if is_adapted(model):
+        raise UsageError("the model has an adapter of peft already: replace its head before get_peft_model")
     config = _with_labels(model.config, id2label)
     if config.model_type == "timm_wrapper":
         others = {key: value for key, value in (config.model_args or {}).items() if key != "head_args"}
@@ -167,10 +170,15 @@ def _with_labels(config: Any, id2label: dict[int, str]) -> Any:
 
 def _layer_names(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the classifier layers, and of what else depends on the number of labels."""
-    labels = getattr(model, "num_labels", None) or 0
-    if model not in _known or _known[model][0] != labels:
-        _known[model] = (labels, *_found(model, labels))
-    return _known[model][1:]
+    inside = plain(model)
+    labels = getattr(inside, "num_labels", None) or 0
+    if inside not in _known or _known[inside][0] != labels:
+        _known[inside] = (labels, *_found(inside, labels))
+    _, layers, others = _known[inside]
+    if inside is model:
+        return layers, others
+    place = next(name for name, module in model.named_modules() if module is inside)
+    return tuple(f"{place}.{name}" for name in layers), tuple(f"{place}.{name}" for name in others)
 
 
 def _found(model: nn.Module, labels: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -179,7 +187,7 @@ def _found(model: nn.Module, labels: int) -> tuple[tuple[str, ...], tuple[str, .
     layers = tuple(name for name, module in model.named_modules() if any(module is layer for layer in given))
     candidates = [
         name
-        for name, module in model.named_modules()
+        for name, module in named_layers(model)
         if (isinstance(module, nn.Linear) and module.out_features == labels)
         or (isinstance(module, nn.Conv2d) and module.out_channels == labels and module.kernel_size == (1, 1))
     ]
@@ -211,6 +219,14 @@ def _dependent_on_labels(model: Any) -> set[str]:
     labels = model.num_labels
     config = _with_labels(model.config, {index: str(index) for index in range(labels + 1)})
     with torch.device("meta"):
-        other = {name: parameter.shape for name, parameter in type(model)(config).named_parameters()}
-    own = {name: parameter.shape for name, parameter in model.named_parameters()}
-    return {name.rpartition(".")[0] for name, shape in own.items() if other.get(name) != shape}
+        other = _shapes(type(model)(config))
+    return {layer for (layer, name), shape in _shapes(model).items() if other.get((layer, name)) != shape}
+
+
+def _shapes(model: nn.Module) -> dict[tuple[str, str], torch.Size]:
+    """The shapes of a model's parameters, by their layer's name and their own."""
+    return {
+        (layer, name): parameter.shape
+        for layer, module in named_layers(model)
+        for name, parameter in module.named_parameters(recurse=False)
+    }

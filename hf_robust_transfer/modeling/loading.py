@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from ..errors import UsageError
+from ..run_folder import ADAPTER_CONFIG_NAME
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
 from .heads import head, replace_head
 from .processors import LARGEST_SIDE, check_processor
@@ -75,6 +76,11 @@ def load_model(
         raise UsageError(
             f"model_args and image_size build an untrained timm architecture, but {name_or_path!r} is none: leave them out"
             " to load it as a checkpoint folder or a Hub id"
+        )
+    if Path(name_or_path, ADAPTER_CONFIG_NAME).is_file():
+        raise UsageError(
+            f"model {name_or_path!r} is an adapter of peft and no whole model: load it onto its base, with"
+            " PeftModel.from_pretrained(load_model(base, id2label=…)[0], …), or save it anew with merge_adapter=True"
         )
     try:
         check_config(name_or_path)

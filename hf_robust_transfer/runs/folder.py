@@ -1,7 +1,6 @@
 """A run's output folder: one run at a time, that goes on where it was stopped, and only as the same run."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..run_folder import (
     is_of_a_run,
     last_checkpoint,
     read_json,
+    remove_if_empty,
     tidy,
 )
 from ..training import RobustTrainingArguments
@@ -82,9 +82,7 @@ def locked(folder: Path, process_index: int, processes: int) -> Iterator[None]:
         if process_index == 0:
             (folder / LOCK_NAME).unlink(missing_ok=True)
             lock.release()
-            for parent in new:
-                if parent.is_dir() and not os.listdir(parent):
-                    parent.rmdir()
+            remove_if_empty(new)
 
 
 def _where_to_resume(

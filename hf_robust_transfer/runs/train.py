@@ -12,6 +12,7 @@ from ..data import DataArguments, ImageSplits, PixelDataset
 from ..errors import UsageError, listed
 from ..functions import choices
 from ..modeling import PixelClassifier, load_model
+from ..modeling.adapters import is_adapted
 from ..modeling.fingerprint import fingerprint
 from ..provenance import Provenance
 from ..run_folder import (
@@ -157,6 +158,8 @@ def _train(trainer: RobustTrainer, resume_from: str | None) -> dict[str, float]:
 
 def _trained_before(trainer: RobustTrainer) -> dict[str, float] | None:
     """What training ended with, where it did and only what comes after it was stopped: the model is then as it was left."""
+    if is_adapted(trainer.model):  # what was left is the model with its adapter merged, if it is whole at all
+        return None
     folder = Path(str(trainer.args.output_dir))
     metrics, record = read_json(folder / results_name("train")), read_json(folder / RECORD_NAME)
     if metrics is None or record is None:

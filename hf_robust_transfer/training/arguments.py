@@ -188,6 +188,15 @@ class RobustTrainingArguments(TrainingArguments):
         },
     )
 
+    merge_adapter: bool | None = field(
+        default=None,
+        metadata={
+            "affects": "nothing",
+            "help": "From Python, of a model with an adapter of peft (LoRA): save it merged into the weights, as a"
+            " checkpoint that stands alone, with the adapter in a folder beside it; by default with --push_to_hub.",
+        },
+    )
+
     random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
     random_flip: bool = field(default=False, metadata={"help": "Augmentation: mirror half of the images left to right."})
 
@@ -288,6 +297,11 @@ class RobustTrainingArguments(TrainingArguments):
     def eval_attack_step(self) -> float | None:
         """``eval_attack_step_size`` as a number."""
         return None if self.eval_attack_step_size is None else _parsed(self.eval_attack_step_size)
+
+    @property
+    def merges_adapter(self) -> bool:
+        """Whether an adapter of peft is saved merged into the weights, too: as asked, else exactly when publishing."""
+        return self.push_to_hub if self.merge_adapter is None else self.merge_adapter
 
     @property
     def keeps_batch_norm_eval(self) -> bool:

@@ -104,7 +104,7 @@ def check_contradictions(args: Any) -> None:
     Raises:
         UsageError: naming both.
     """
-    for contradiction in (*_of_transfer(args), *_of_evaluation(args), *_of_loading(args)):
+    for contradiction in (*_of_transfer(args), *_of_saving(args), *_of_evaluation(args), *_of_loading(args)):
         raise UsageError(contradiction)
 
 
@@ -129,6 +129,11 @@ def _of_transfer(args: Any) -> Iterator[str]:
             f"--warm_start_steps {args.warm_start_steps:g} leaves nothing of --max_steps {args.max_steps} to the rest: to"
             " train the head alone, use --freeze backbone"
         )
+
+
+def _of_saving(args: Any) -> Iterator[str]:
+    if args.push_to_hub and args.merge_adapter is False:
+        yield "--push_to_hub publishes models that stand alone, so that --merge_adapter false contradicts it: drop one"
 
 
 def _of_evaluation(args: Any) -> Iterator[str]:

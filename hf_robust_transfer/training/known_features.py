@@ -90,6 +90,7 @@ def cache_features(
         >>> cache.of(torch.tensor([3, 0])).shape
         torch.Size([2, 512])
     """
+    classifier = classifier.merged()
     model = classifier.model
     weights = weights_sha256(classifier, but={name for name in model.state_dict() if is_of_head(name, model)})
     statistics = [buffer.flatten().tolist() for buffer in (classifier.mean, classifier.std)]

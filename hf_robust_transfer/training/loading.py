@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from datasets import DatasetDict, IterableDatasetDict
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
@@ -15,10 +16,12 @@ from ..data.columns import refuse_streams
 from ..data.given import has_roles
 from ..errors import UsageError
 from ..modeling import PixelClassifier
+from ..modeling.adapters import is_adapted
 from ..objectives import ObjectiveOutput, trait
 from ..randomness import fold_in
 from ..transfer import head_learning_rate
 from .arguments import RobustTrainingArguments
+from .preparing import check_that_it_merges
 from .reporting import random_state_kept
 
 _REPLAY = 3  # the purpose that a sampler's randomness is drawn for, as a part of its address
@@ -67,7 +70,11 @@ class LoadingTrainer(Trainer):
         if not hasattr(data, "__len__"):
             return
         if not any(parameter.requires_grad for parameter in cast(Any, self.model).parameters()):
-            raise UsageError("every parameter of the model is frozen, its head too: let some require a gradient")
+            adapter = ", of a saved adapter with PeftModel.from_pretrained(…, is_trainable=True)"
+            raise UsageError(
+                "every parameter of the model is frozen, its head too: let some require a gradient"
+                + (adapter if is_adapted(cast(Any, self.model)) else "")
+            )
         samples = len(data)
         if not samples:
             raise UsageError("there is no training image")
@@ -100,11 +107,30 @@ class LoadingTrainer(Trainer):
         open_ = args.transfer is not None and args.optim == "sgd" and getattr(args, name) is None and trains_alone
         if not open_ or data is None:
             return
-        items = self.with_indices(data, "train")
-        with random_state_kept(args.device):
-            batch = self.data_collator([items[row] for row in range(min(128, len(items)))])
         classifier = PixelClassifier(cast(Any, self.model), cast(Any, self.processing_class))
-        setattr(args, name, head_learning_rate(classifier, as_pixels(batch["pixel_values"]).to(args.device)))
+        setattr(args, name, head_learning_rate(classifier, self._first_images(128)))
+
+    def try_to_merge(self) -> None:
+        """Where an adapter of peft is to be merged into the weights, make sure before training that it can be.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if not is_adapted(cast(Any, self.model)) or not self.args.merges_adapter or self.train_dataset is None:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise UsageError(
+                "FSDP and DeepSpeed shard the model, so that no process can merge its adapter: save it alone, without"
+                " --merge_adapter and --push_to_hub"
+            )
+        check_that_it_merges(self.model, self.processing_class, self._first_images(2))
+
+    def _first_images(self, count: int) -> Tensor:
+        """Pixels in [0, 1] of the first training images, (B, C, H, W), on the device of training."""
+        items = self.with_indices(self.train_dataset, "train")
+        with random_state_kept(self.args.device):
+            batch = self.data_collator([items[row] for row in range(min(count, len(items)))])
+        return as_pixels(batch["pixel_values"]).to(self.args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images with their indices; only labels where features are all that is looked at."""

@@ -1,7 +1,8 @@
 """A `Trainer` whose models are saved whole or not at all, and published as `hf_robust_transfer.hub` does it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,10 +15,21 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils.hub import PushInProgress
 
+from ..errors import UsageError
 from ..hub import PublishingError, publish, publish_in_background, stand_alone
 from ..hub.access import reason
+from ..modeling.adapters import is_adapted, merged
 from ..modeling.weights import not_finite
-from ..run_folder import CONFIG_NAME, RUN_NAME, step_of
+from ..run_folder import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS_NAME,
+    CARD_NAME,
+    CONFIG_NAME,
+    RUN_NAME,
+    step_of,
+)
+from .arguments import RobustTrainingArguments
 
 
 class OnTrainBegin(TrainerCallback):
@@ -39,6 +51,7 @@ class SavingTrainer(Trainer):
     where the training's images come from, for the configuration of what is saved.
     """
 
+    args: RobustTrainingArguments
     model: PreTrainedModel
     carried: dict[str, Tensor]
     resumed_from: str | bool | None
@@ -63,19 +76,30 @@ class SavingTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and its image processor; a disk that fills up leaves the model that was there.
 
+        Of a model with an adapter of peft, that is the adapter, as peft saves it. With ``args.merge_adapter`` it is the
+        model with the adapter merged into the weights, which stands alone, and the adapter in the folder ``adapter`` beside
+        it. Checkpoints to resume from have the adapter alone.
+
         Args:
             output_dir: where to, by default ``args.output_dir``.
 
         Raises:
             FloatingPointError: a weight is NaN or infinite; nothing is saved then.
         """
+        folder = Path(output_dir or str(self.args.output_dir))
+        to_resume = _internal_call and folder.name.startswith(PREFIX_CHECKPOINT_DIR)
+        self._save_to(folder, together=_internal_call, whole=self.args.merges_adapter and not to_resume)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_to(self, folder: Path, *, together: bool, whole: bool) -> None:
+        """Save into a folder; ``together`` with all other processes, and ``whole`` with what adapters there are merged."""
         if broken := not_finite(self.model):
             raise FloatingPointError(
                 f"step {self.state.global_step}: {len(broken)} tensors of weights are not finite ({broken[0]}, …) and not"
                 " saved. Lower --learning_rate, or start from the last checkpoint with another --seed"
             )
-        folder = Path(output_dir or str(self.args.output_dir))
-        if _internal_call:  # then all processes are here
+        if together:
             self.share_buffers()
             # First of all that goes into a checkpoint: whatever a kill leaves without its mark of completeness goes unused.
             if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.carried and not self.args.save_only_model:
@@ -88,26 +112,32 @@ class SavingTrainer(Trainer):
         if self.args.should_save and not self.is_deepspeed_enabled:  # whose processes write into one folder together
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
-                self._save_with_data(staging)
-                if Path(staging, CONFIG_NAME).is_file():  # a sharded FSDP checkpoint has none
+                self._save_with_data(staging, whole)
+                if Path(staging, CONFIG_NAME).is_file():  # a sharded FSDP checkpoint has none, nor has an adapter
                     stand_alone(staging)
-                for file in Path(staging).iterdir():
-                    file.replace(folder / file.name)
+                    for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME):  # it would be loaded in the model's place
+                        (folder / name).unlink(missing_ok=True)
+                for file in [each for each in Path(staging).rglob("*") if each.is_file() and each.name != CARD_NAME]:
+                    target = folder / file.relative_to(staging)  # no card: peft would put its own in the user's place
+                    target.parent.mkdir(exist_ok=True)
+                    file.replace(target)
         else:
-            self._save_with_data(str(folder))
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+            self._save_with_data(str(folder), whole)
 
-    def _save_with_data(self, folder: str) -> None:
+    def _save_with_data(self, folder: str, whole: bool) -> None:
         """Save with the places of the data in the configuration, which tells later evaluations here, and no log."""
-        training = getattr(self.model.config, "robust_training", None)
+        model, training = self.model, getattr(self.model.config, "robust_training", None)
         if training is not None and self.trained_on is not None:
-            self.model.config.robust_training = {**training, "data": self.trained_on}
+            model.config.robust_training = {**training, "data": self.trained_on}
         try:
+            if whole and is_adapted(model) and self.args.should_save:
+                model.save_pretrained(str(Path(folder, ADAPTER_FOLDER)))
+                self.model = merged(model)
             super().save_model(folder, _internal_call=True)
         finally:
+            self.model = model
             if training is not None:
-                self.model.config.robust_training = training
+                model.config.robust_training = training
 
     def share_buffers(self) -> None:
         """Give every process the batch-norm statistics of the first, which are those that are saved."""
@@ -151,10 +181,13 @@ class SavingTrainer(Trainer):
             The commit, or a future of it; on processes other than the first, None.
 
         Raises:
+            UsageError: ``args.merge_adapter`` is False for a model with an adapter of peft, which is published merged.
             PublishingError: the Hub refused or could not be reached; the output folder holds everything.
         """
+        if is_adapted(self.model) and self.args.merge_adapter is False:
+            raise UsageError("what is published stands alone, but --merge_adapter is false: leave it out to publish")
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        self.save_model(_internal_call=True)
+        self._save_to(Path(str(self.args.output_dir)), together=True, whole=True)
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
@@ -174,14 +207,27 @@ class SavingTrainer(Trainer):
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         places = {HubStrategy.CHECKPOINT: "last-checkpoint", HubStrategy.ALL_CHECKPOINTS: Path(checkpoint_folder).name}
-        job = publish_in_background(
-            checkpoint_folder,
-            Path(str(self.args.output_dir), f"_publishing-{self.state.global_step}"),
-            resumable_at=places.get(strategy),
-            commit_message=f"Training in progress, step {self.state.global_step}",
-            **self._hub_options(),
-        )
+        with self._whole(Path(checkpoint_folder)) as folder:
+            job = publish_in_background(
+                folder,
+                Path(str(self.args.output_dir), f"_publishing-{self.state.global_step}"),
+                checkpoint=checkpoint_folder,
+                resumable_at=places.get(strategy),
+                commit_message=f"Training in progress, step {self.state.global_step}",
+                **self._hub_options(),
+            )
         self.push_in_progress: Any = PushInProgress([job])  # type: ignore[arg-type]
+
+    @contextmanager
+    def _whole(self, checkpoint: Path) -> Iterator[Path]:
+        """A folder with the whole model of the checkpoint just saved: where that has an adapter alone, another folder."""
+        if not is_adapted(self.model):
+            yield checkpoint
+            return
+        with TemporaryDirectory(prefix="_publishing-", dir=str(self.args.output_dir)) as place:
+            self._save_with_data(place, whole=True)
+            stand_alone(place)
+            yield Path(place)
 
     def _hub_options(self, **given: Any) -> dict[str, Any]:
         args = self.args

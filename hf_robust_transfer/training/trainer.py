@@ -14,18 +14,18 @@ from ..attacks import pgd
 from ..data import as_pixels, augment, collate, mirrored
 from ..errors import UsageError
 from ..functions import choose_function, registered
-from ..modeling.classifier import PixelClassifier, accept_features, full_precision
+from ..modeling.classifier import PixelClassifier, full_precision
 from ..modeling.heads import head_parameters
 from ..modeling.processors import pixel_statistics
 from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep, trait
-from ..provenance import TrainedFor
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
-from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, freeze, make_teacher
+from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, make_teacher
 from ..transfer.warm_start import steps_of
 from .arguments import RobustTrainingArguments
 from .known_features import FeatureCache, known_features
 from .loading import LoadingTrainer
+from .preparing import leaves_no_folder, prepare
 from .reporting import LossTerms, random_state_kept, robustness_metrics
 from .running import RunningTrainer
 from .saving import OnTrainBegin, SavingTrainer
@@ -45,7 +45,8 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
     that cannot change are computed once for a data set with a ``fingerprint``: its items are the same each time.
 
     Args:
-        model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included.
+        model: a `transformers` image classifier, timm's inside `TimmWrapperForImageClassification` included; or a
+            ``PeftModel`` of one, of which what peft lets train is trained.
         args: the training arguments.
         processing_class: the model's image processor; saved with the model.
         objective: a function in place of the one that ``args.objective`` names, as `hf_robust_transfer.objectives` says.
@@ -69,6 +70,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
     model: PreTrainedModel
     processing_class: BaseImageProcessor
 
+    @leaves_no_folder
     def __init__(
         self,
         model: PreTrainedModel | None = None,
@@ -92,7 +94,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
         self.args, self._given_teacher = args, teacher
         self._choose_functions()
         if model is not None:
-            _prepare(model, args)
+            prepare(model, args)
         self.carried: dict[str, Tensor] = {}
         self._terms, self._micro_batch = LossTerms(), 0
         self._student_features: FeatureCache | None = None
@@ -108,6 +110,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
             **kwargs,
         )
         self.teacher = self._make_teacher(teacher)
+        self.try_to_merge()
         self.choose_head_learning_rate()
         self.add_callback(HeadWarmStart())
         self.add_callback(OnTrainBegin(self._begin))
@@ -128,7 +131,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """Build a model, frozen as asked."""
         model: Any = super().call_model_init(trial)
-        _prepare(model, self.args)
+        prepare(model, self.args)
         return cast(PreTrainedModel, model)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -137,7 +140,7 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
             self.args.check()
             self._choose_functions()
             self.teacher = self._make_teacher(self._given_teacher)
-            _prepare(self.model, self.args)
+            prepare(self.model, self.args)
         return super().get_train_dataloader()
 
     # ---- training ----
@@ -291,10 +294,3 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
         with torch.no_grad(), full_precision(classifier):
             logits: Any = classifier(images) if adversarial is None else (classifier(images), classifier(adversarial))
         return None, logits, labels
-
-
-def _prepare(model: PreTrainedModel, args: RobustTrainingArguments) -> None:
-    """Freeze what is to be frozen, let the head run alone, and note what later evaluations go by."""
-    freeze(model, args.freeze)
-    accept_features(model)
-    model.config.robust_training = TrainedFor(args.norm, str(args.eps), args.seed).to_dict()

@@ -12,13 +12,17 @@ from transformers import PreTrainedModel
 
 from ..attacks.eval_mode import untouched
 from ..errors import UsageError
+from ..modeling.adapters import plain
 from ..modeling.classifier import device_of
 from ..modeling.heads import is_of_head
 from ..modeling.shapes import input_shape
 
 
 class Block(NamedTuple):
-    """One block of a backbone: a name to print, and the names of its parameters in ``model.named_parameters()``."""
+    """One block of a backbone: a name to print, and the names of its parameters in ``model.named_parameters()``.
+
+    Of a model with an adapter of peft, in those of the model inside.
+    """
 
     name: str
     parameters: tuple[str, ...]
@@ -42,6 +46,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
         >>> [block.name for block in blocks(model)][:3]
         ['conv1', 'layer1.0', 'layer1.1']
     """
+    model = plain(model)
     names = [name for name, _ in model.named_parameters() if not is_of_head(name, model)]
     entered = _entered(model)
     when = {name: _when(name, entered) for name in names}

@@ -10,6 +10,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import UsageError
 from ..functions import choose_function
+from ..modeling.adapters import merged
 from ..modeling.classifier import PixelClassifier
 from ..modeling.heads import feature_sizes
 
@@ -85,13 +86,21 @@ def make_teacher(
         device: where to have it.
 
     Raises:
-        UsageError: it is no `PixelClassifier`, or its features are of another size than the model's.
+        UsageError: it is no `PixelClassifier`, it is the model itself or shares weights with it, or its features are of
+            another size than the model's.
     """
     if given is not None and not isinstance(given, PixelClassifier):
         raise UsageError(f"teacher is a {type(given).__name__}: give PixelClassifier(source, processor)")
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} - {0}  # 0: there is none here
+    if given is not None and any(each.untyped_storage().data_ptr() in own for each in given.parameters()):
+        raise UsageError(
+            "the teacher shares its weights with the model that trains: get_peft_model changes a model in place, so load it"
+            " on its own, with teacher=PixelClassifier(*load_model(…))"
+        )
     teacher = given
     if weight and teacher is None:
-        teacher = PixelClassifier(copy.deepcopy(model), processor)
+        whole = merged(model, needed=False)
+        teacher = PixelClassifier(copy.deepcopy(model) if whole is model else whole, processor)
     if teacher is None:
         return None
     sizes = [sum(feature_sizes(each)) for each in (model, teacher.model)]

@@ -4,6 +4,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from ..errors import UsageError
+from ..modeling.adapters import adapted_layer, is_adapted, plain, whole_layers
 from ..modeling.heads import head, is_of_head
 from .blocks import Block, blocks
 
@@ -48,7 +49,7 @@ def freeze(model: PreTrainedModel, what: str | int) -> None:
         >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
         1026
     """
-    what = parse_freeze(what)
+    what, model = parse_freeze(what), plain(model)
     names: set[str] = set()
     if what == "backbone":
         names = {name for name, _ in model.named_parameters() if not is_of_head(name, model)}
@@ -72,7 +73,8 @@ def eval_where_frozen(model: PreTrainedModel, *, batch_norm: bool = False) -> No
     """Put every frozen module in eval mode, and the backbone's batch-norm that trains as well if asked.
 
     Call it after ``model.train()``. A module is frozen if none of its parameters requires a gradient; one without
-    parameters (dropout, drop path) goes with the parameters registered last before it.
+    parameters (dropout, drop path) goes with the parameters registered last before it, in an adapter of peft with the
+    adapter's. Batch-norm whose running statistics an adapter does not save does not change them.
 
     Args:
         model: a model in train mode.
@@ -80,6 +82,7 @@ def eval_where_frozen(model: PreTrainedModel, *, batch_norm: bool = False) -> No
             head's has none to keep yet, and goes on measuring.
     """
     in_head = {module for layer in head(model).values() for module in layer.modules()}
+    kept = set(model.modules()) - whole_layers(model) if is_adapted(model) else set()
     preceding_frozen = False
     for module in model.modules():
         parameters = list(module.parameters())
@@ -88,8 +91,14 @@ def eval_where_frozen(model: PreTrainedModel, *, batch_norm: bool = False) -> No
             preceding_frozen = not parameters[-1].requires_grad if not list(module.children()) else preceding_frozen
         else:
             frozen = preceding_frozen
-        if frozen or (batch_norm and isinstance(module, _BatchNorm) and module not in in_head):
+        if frozen or (isinstance(module, _BatchNorm) and (module in kept or (batch_norm and module not in in_head))):
             module.training = False
+    for module in model.modules():
+        if adapted_layer(module) is not None:
+            added = [each for name, each in module.named_children() if name not in ("base_layer", "original_module")]
+            trains = any(parameter.requires_grad for each in added for parameter in each.parameters())
+            for part in (part for each in added for part in each.modules() if not any(True for _ in part.parameters())):
+                part.training = trains
 
 
 def describe(model: PreTrainedModel) -> str:
@@ -102,6 +111,7 @@ def describe(model: PreTrainedModel) -> str:
         >>> print(describe(model).splitlines()[-1])
         trainable: 4,721,666 of 11,169,858 parameters
     """
+    model = plain(model)
     parameters = dict(model.named_parameters())
     layers = [name.removeprefix("timm_model.") for name in head(model)]
     of_head = Block(" + ".join(layers), tuple(name for name in parameters if is_of_head(name, model)))
