@@ -1,6 +1,6 @@
-"""A training run in a process of its own, described by a JSON file: ``python train_script.py run.json``.
+"""Training runs in a process of their own, described by a JSON file: ``python train_script.py run.json``.
 
-The weights it ends with, and what it saw on the way, are written to ``<output_dir>/final.pt``.
+The weights each ends with, and what it saw on the way, are written to ``<output_dir>/final.pt``.
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from sklearn.datasets import load_digits
 from transformers import TrainerCallback, set_seed
 
@@ -56,6 +57,8 @@ def build(config):
         image_size=8,
     )
     model = model.to(dtype)
+    if config.get("lora"):
+        model = get_peft_model(model, LoraConfig(**config["lora"]))
     plain = {"learning_rate": 0.01, "warm_start_steps": 0, "unfreeze_warmup_steps": 0}
     if config["arguments"].get("warm_start_steps"):
         plain["warm_start_learning_rate"] = 0.01
@@ -85,10 +88,16 @@ def build(config):
 
 
 def main():
-    """Train as the file says, and write down where it ended."""
+    """Train as the file says."""
     with open(sys.argv[1]) as file:
-        config = json.load(file)
+        configs = json.load(file)
     torch.set_num_threads(1)
+    for config in configs:
+        train(config)
+
+
+def train(config):
+    """Train once, and write down where it ended."""
     trainer = build(config)
     trainer.train(resume_from_checkpoint=config.get("resume_from"))
     metrics = trainer.evaluate() if config.get("evaluate") else {}

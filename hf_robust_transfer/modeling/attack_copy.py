@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import UsageError
 from ..logits import logits_in, logits_of
-from .classifier import device_of, full_precision, undo_mixed_precision
+from .classifier import PixelClassifier, device_of, full_precision, undo_mixed_precision
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -100,7 +100,8 @@ def folded_copy(classifier: Module, images: Tensor, precision: str) -> Module:
         >>> print(folded_copy(model, torch.rand(2, 3, 8, 8), "float32")[1])
         Sequential()
     """
-    copied = copy.deepcopy(classifier).eval().requires_grad_(False)
+    given = classifier.merged() if isinstance(classifier, PixelClassifier) else classifier
+    copied: Any = copy.deepcopy(given).eval().requires_grad_(False)
     undo_mixed_precision(getattr(copied, "model", copied))  # it would run the original
     if PRECISIONS[precision] is not None:
         copied.float()  # autocast expects it of what it does not compute in low precision

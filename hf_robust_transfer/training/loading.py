@@ -99,6 +99,13 @@ class LoadingTrainer(Trainer):
         named = "fingerprint" in dir(self.train_dataset)  # not yet asked for: it may take a look at all images
         return self.args.cache_features and not self.args.random_crop and named
 
+    def few_images(self, number: int) -> Tensor:
+        """The first training images, at most so many, in [0, 1] and on the device of training."""
+        items = self.with_indices(self.train_dataset, "train")
+        with random_state_kept(self.args.device):
+            batch = self.data_collator([items[row] for row in range(min(number, len(items)))])
+        return as_pixels(batch["pixel_values"]).to(self.args.device)
+
     def choose_head_learning_rate(self) -> None:
         """Give a new head a rate that suits the features of the first training images, where a preset leaves it open."""
         args, data = self.args, self.train_dataset
@@ -108,7 +115,7 @@ class LoadingTrainer(Trainer):
         if not open_ or data is None:
             return
         classifier = PixelClassifier(cast(Any, self.model), cast(Any, self.processing_class))
-        setattr(args, name, head_learning_rate(classifier, self._first_images(128)))
+        setattr(args, name, head_learning_rate(classifier, self.few_images(128)))
 
     def try_to_merge(self) -> None:
         """Where an adapter of peft is to be merged into the weights, make sure before training that it can be.
@@ -123,14 +130,7 @@ class LoadingTrainer(Trainer):
                 "FSDP and DeepSpeed shard the model, so that no process can merge its adapter: save it alone, without"
                 " --merge_adapter and --push_to_hub"
             )
-        check_that_it_merges(self.model, self.processing_class, self._first_images(2))
-
-    def _first_images(self, count: int) -> Tensor:
-        """Pixels in [0, 1] of the first training images, (B, C, H, W), on the device of training."""
-        items = self.with_indices(self.train_dataset, "train")
-        with random_state_kept(self.args.device):
-            batch = self.data_collator([items[row] for row in range(min(count, len(items)))])
-        return as_pixels(batch["pixel_values"]).to(self.args.device)
+        check_that_it_merges(self.model, self.processing_class, self.few_images(2))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images with their indices; only labels where features are all that is looked at."""

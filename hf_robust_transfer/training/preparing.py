@@ -116,7 +116,7 @@ def _adapted(model: Any) -> Adapted:
     rank = getattr(config, "r", None)
     return Adapted(
         method=method(model),
-        rank=rank if isinstance(rank, int) else None,
+        rank=rank if isinstance(rank, int) and not getattr(config, "rank_pattern", None) else None,
         targets=[targets] if isinstance(targets, str) else sorted(targets),
         whole=sorted(getattr(config, "modules_to_save", None) or []),
         trained=trained,

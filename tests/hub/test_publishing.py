@@ -268,15 +268,19 @@ STRATEGIES = """
 import sys
 from pathlib import Path
 import torch
+from peft import LoraConfig, get_peft_model
 from hf_robust_transfer import RobustTrainer, RobustTrainingArguments, create_model
 
 sizes = {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}
 data = [{"pixel_values": torch.rand(3, 8, 8), "labels": index % 2} for index in range(32)]
-for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
+for name in ("end", "every_save", "checkpoint", "all_checkpoints", "lora"):
     model, processor = create_model("convnext_tiny", id2label={0: "cat", 1: "dog"}, model_args=sizes, image_size=8)
+    if name == "lora":
+        model = get_peft_model(model, LoraConfig(target_modules=["fc1"], modules_to_save=["head.fc"]))
+    strategy = "all_checkpoints" if name == "lora" else name
     args = RobustTrainingArguments(
-        str(Path(sys.argv[1], strategy)), push_to_hub=True, hub_strategy=strategy, hub_always_push=True, use_cpu=True,
-        hub_model_id=f"user/{strategy}", per_device_train_batch_size=16, num_train_epochs=2, hub_token="hf_write",
+        str(Path(sys.argv[1], name)), push_to_hub=True, hub_strategy=strategy, hub_always_push=True, use_cpu=True,
+        hub_model_id=f"user/{name}", per_device_train_batch_size=16, num_train_epochs=2, hub_token="hf_write",
         report_to="none", eval_strategy="epoch", eval_attack_steps=0, load_best_model_at_end=True,
         metric_for_best_model="accuracy",
     )
@@ -291,13 +295,20 @@ for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
 def test_every_strategy_publishes_what_it_says_and_no_pickled_arguments(tmp_path):
     with HubServer(tmp_path / "hub") as hub:
         run(hub, "-c", STRATEGIES, tmp_path / "runs", cwd=tmp_path)
-        listed = {name: set(hub.files(f"user/{name}")) for name in ("end", "every_save", "checkpoint", "all_checkpoints")}
+        names = ("end", "every_save", "checkpoint", "all_checkpoints", "lora")
+        listed = {name: set(hub.files(f"user/{name}")) for name in names}
         root = {".gitattributes", "README.md", "config.json", "model.safetensors"}
         assert listed["end"] == listed["every_save"] == root
         inside = {"optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "config.json"}
         assert {f"last-checkpoint/{name}" for name in inside} <= listed["checkpoint"]
         places = {name.split("/")[0] for name in listed["all_checkpoints"] if "/" in name}
         assert places == {"checkpoint-2", "checkpoint-4"}
+        # The model with its adapter merged stands alone, and a checkpoint has the adapter to go on with.
+        assert {name for name in listed["lora"] if "/" not in name} == root
+        checkpoint = {name.split("/")[1] for name in listed["lora"] if name.startswith("checkpoint-4/")}
+        assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt"} <= checkpoint
+        assert not checkpoint & {"config.json", "model.safetensors"}
+        assert b"LORA of rank 8" in hub.files("user/lora")["README.md"]
         for name, files in listed.items():
             assert not any("training_args.bin" in file for file in files)
             for planted in (b"hf_write", str(tmp_path).encode()):

@@ -15,15 +15,26 @@ CONVNEXT = {
     "model_args": {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "drop_path_rate": 0.3},
 }
 TWO_PROCESSES = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+LORA = {
+    "architecture": "vit_tiny_patch16_224",
+    "model_args": {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "lora": {"r": 4, "target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]},
+}
 WRN = {"architecture": "cifar_wrn", "model_args": {"depth": 10, "width": 1}}
 
 
-def run(config, folder, launcher=(sys.executable,), options=()):
-    """Run the script to its end, however that comes, and return its exit status and output."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config["arguments"]["output_dir"] = str(folder)
+def run(config, folder, launcher=(sys.executable,), options=(), more=()):
+    """Run the script to its end, however that comes, and return its exit status and output.
+
+    After the one run come more in the same processes, each in a folder inside with its number: 1, 2, …
+    """
+    configs = []
+    for number, each in enumerate([config, *more]):
+        place = folder / str(number) if number else folder
+        place.mkdir(parents=True, exist_ok=True)
+        configs.append({**each, "arguments": {**each["arguments"], "output_dir": str(place)}})
     file = folder / "run.json"
-    file.write_text(json.dumps(config))
+    file.write_text(json.dumps(configs))
     done = subprocess.run([*launcher, str(SCRIPT), str(file), *options], capture_output=True, text=True, timeout=400)
     return done.returncode, done.stdout + done.stderr
 
@@ -115,14 +126,21 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
             "eval_attack_steps": 3,
         },
     }
+
+    more = [{**config, **LORA}] if lwf_weight and not crop else []  # with the same arguments
     one, two = tmp_path / "one", tmp_path / "two"
     config["arguments"]["per_device_train_batch_size"] = 16
-    status, output = run(config, one)
+    status, output = run(config, one, more=more)
     assert status == 0, output
     config["arguments"]["per_device_train_batch_size"] = 8
-    status, output = run(config, two, TWO_PROCESSES, ("--use_cpu",))
+    status, output = run(config, two, TWO_PROCESSES, ("--use_cpu",), more)
     assert status == 0, output
-    one, two = final(one), final(two)
+    check_same_training(final(one), final(two))
+    for number, _ in enumerate(more, 1):
+        check_same_training(final(one / str(number)), final(two / str(number)))
+
+
+def check_same_training(one, two):
     assert (one["world_size"], two["world_size"]) == (1, 2)
     for name, expected in one["weights"].items():
         assert torch.allclose(two["weights"][name], expected, rtol=1e-9, atol=1e-11), name
