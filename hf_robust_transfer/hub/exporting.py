@@ -98,6 +98,7 @@ def export_classifier(classifier: PixelClassifier, output: str | Path, format: s
         True
     """
     file, kind = export_file(output, format), FORMATS[format]
+    classifier = classifier.merged()  # adapters of peft
     model = copy.deepcopy(classifier.model)
     undo_mixed_precision(model)
     copied = PixelClassifier(model.float().cpu().eval(), classifier.processor).eval()
