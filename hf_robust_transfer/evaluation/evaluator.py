@@ -26,7 +26,7 @@ from .subject import Settings, make_ready
 class RobustnessEvaluator(Evaluator):
     """Compute any metric on clean and adversarial predictions, as ``evaluate.evaluator(…)`` does on clean ones.
 
-    The upstream evaluator for image classification does not work with transformers 5, and knows no attack. This one
+    The upstream evaluator for image classification takes no pipeline with transformers 5, and knows no attack. This one
     attacks in pixel space, at the model's resolution, and hands the metric those of ``predictions``,
     ``adversarial_predictions`` and ``references`` that it asks for, all as class indices: this package's metrics get all
     three, while a stock metric such as accuracy gets the clean predictions.

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 from safetensors import safe_open
 from safetensors.torch import save_file
+from timm.data import infer_imagenet_subset
 
 from ..atomic import replacing
 from ..modeling import cifar
@@ -41,7 +42,7 @@ def stand_alone(folder: str | Path) -> None:
         architecture = f"{architecture.partition('.')[0]}.{NEEDED}"
     pretrained_cfg = _of_weights(architecture) | (config.get("pretrained_cfg") or {})
     stated = {"architecture": architecture, "model_args": config.get("model_args") or {}, "pretrained_cfg": pretrained_cfg}
-    _replace_json(folder / CONFIG_NAME, config | stated)
+    _replace_json(folder / CONFIG_NAME, _with_labels_of_each(config | stated))
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             if not any(name.startswith(_PREFIX) for name in opened.keys()):  # noqa: SIM118 - it is no mapping
@@ -61,6 +62,23 @@ def _of_weights(architecture: str) -> dict[str, Any]:
     """What timm's own registry has to say of how an architecture's weights are given another head or other channels."""
     known = timm.get_pretrained_cfg(architecture.partition(".")[0])
     return {} if known is None else {key: value for key, value in known.to_dict().items() if key in OF_WEIGHTS}
+
+
+def _with_labels_of_each(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the labels where timm and where `transformers` keeps those of its own architectures.
+
+    `transformers` would write a ``label_names`` that it once read for evermore, also of a model that it gave other labels.
+    """
+    names, id2label = config.get("label_names"), config.get("id2label")
+    if names is None and isinstance(id2label, dict):
+        names = [id2label.get(str(index)) for index in range(len(id2label))]
+    # Of a number of classes that ImageNet has, it would take ImageNet's names where there is no `label_names`.
+    if not isinstance(names, list) or len(names) != config["num_classes"] or infer_imagenet_subset(config) is not None:
+        return config
+    kept = {key: value for key, value in config.items() if key != "label_names"}
+    labels = {"id2label": {str(index): name for index, name in enumerate(names)}}
+    labels["label2id"] = {name: index for index, name in enumerate(names)}
+    return kept | labels | {"pretrained_cfg": config["pretrained_cfg"] | {"label_names": names}}
 
 
 def is_own(architecture: str) -> bool:

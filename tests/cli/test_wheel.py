@@ -45,7 +45,7 @@ def test_the_wheel_alone_does_everything(tmp_path, digits):
         *("finetune", "--model_name_or_path", "outputs/quickstart", "--train_dir", "photos", "--eps", "0.1"),
         *("--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--output_dir", "outputs/mine", "--use_cpu"),
     )
-    assert json.loads((work / "outputs/mine/config.json").read_text())["label_names"] == ["5", "6"]
+    assert json.loads((work / "outputs/mine/config.json").read_text())["id2label"] == {"0": "5", "1": "6"}
     run(
         *("evaluate", "--model_name_or_path", "outputs/mine", "--attacks", "fgsm", "pgd-5", "--max_eval_samples", "8"),
         *("--self_check_samples", "0", "--curve_samples", "0", "--use_cpu"),

@@ -100,9 +100,10 @@ def test_what_an_earlier_model_had_beside_it_on_the_hub_goes_with_it(hub, publis
     publish(published, "user/mine")
     ours = {"robustness.json", "robustness.md", "robustness_curve.png", "robustness_examples.png", "training.json"}
     assert ours <= set(hub.files("user/mine"))
-    hub.commit("user/mine", {"notes.txt": b"kept", "more/training.json": b"kept"})
+    exported = {"model.onnx": b"of the model before", "clothes.pt2": b"likewise"}
+    hub.commit("user/mine", {"notes.txt": b"kept", "more/training.json": b"kept", "onnx/model.onnx": b"kept", **exported})
     publish(save(tiny("timm-convnext", seed=1), tmp_path / "new"), "user/mine")
-    theirs = {".gitattributes", "notes.txt", "more/training.json"}
+    theirs = {".gitattributes", "notes.txt", "more/training.json", "onnx/model.onnx"}
     assert set(hub.files("user/mine")) == {"README.md", "config.json", "model.safetensors", *theirs}
 
 

@@ -70,7 +70,7 @@ def test_pretraining_leaves_a_model_its_processor_and_its_results(source):
     assert results["test_robust_accuracy"] <= results["test_accuracy"]
     assert "trainable: " in output and "head" in output
     config = json.loads((output_dir / "config.json").read_text())
-    assert config["label_names"] == list("01234")
+    assert list(config["id2label"].values()) == list("01234")
     assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
 
 
