@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
         checkpoint.model_name_or_path,
         data_args,
         args,
-        revision=checkpoint.model_revision,
+        **checkpoint.checkpoint_options,
         overwrite=checkpoint.overwrite_output_dir,
         **checkpoint.hub_options,
     )

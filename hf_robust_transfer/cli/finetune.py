@@ -81,8 +81,9 @@ def main(argv: Sequence[str]) -> None:
         model, processor = model_args.load(splits.id2label)
         teacher = None
         if args.lwf_weight:
-            revision = "main" if args.teacher_name_or_path else model_args.model_revision
-            teacher = PixelClassifier(*load_model(source, revision=revision, **model_args.hub_options))
+            own = {} if args.teacher_name_or_path else model_args.checkpoint_options
+            options = {"image_size": model_args.image_size, **own, **model_args.hub_options}
+            teacher = PixelClassifier(*load_model(source, **options))
         train_and_evaluate(
             model,
             processor,

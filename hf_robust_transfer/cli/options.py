@@ -17,6 +17,10 @@ class SourceArguments:
     group: ClassVar[str] = "parameters that control the model"
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or a Hub id."})
+    processor_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Where a checkpoint without an image processor takes it from: a checkpoint folder or a Hub id."},
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
     cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
     token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
@@ -25,6 +29,11 @@ class SourceArguments:
     def hub_options(self) -> dict[str, Any]:
         """What every download from the Hub needs."""
         return {"cache_dir": self.cache_dir, "token": self.token}
+
+    @property
+    def checkpoint_options(self) -> dict[str, Any]:
+        """What belongs to the one checkpoint that is named, for `load_model`."""
+        return {"revision": self.model_revision, "processor": self.processor_name_or_path}
 
 
 @dataclass
@@ -50,7 +59,7 @@ class ModelArguments(CheckpointArguments):
         default=None, metadata={"help": 'Arguments of a timm architecture as JSON, like \'{"depth": 16, "width": 2}\'.'}
     )
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of a timm architecture's input in pixels; by default its own."}
+        default=None, metadata={"help": "Side in pixels of the images that the model takes; by default its own."}
     )
     head_args: str | None = field(
         default=None,
@@ -80,14 +89,14 @@ class ModelArguments(CheckpointArguments):
             head_args=parse_json_object(self.head_args, "--head_args"),
             model_args=parse_json_object(self.model_args, "--model_args"),
             image_size=self.image_size,
-            revision=self.model_revision,
+            **self.checkpoint_options,
             **self.hub_options,
         )
 
     @property
     def defining_options(self) -> dict[str, Any]:
         """What tells one run's model from another's."""
-        names = ("model_name_or_path", "model_args", "image_size", "head_args", "model_revision")
+        names = ("model_name_or_path", "processor_name_or_path", "model_args", "image_size", "head_args", "model_revision")
         return {name: getattr(self, name) for name in names}
 
 

@@ -2,10 +2,11 @@
 
 from .arguments import DataArguments
 from .augmentation import augment, mirrored
-from .decoding import to_rgb
+from .decoding import to_grey, to_rgb
 from .given import as_pixel_dataset, choose_split
 from .labels import as_labels_of, match_labels
-from .pixels import Indexed, PixelDataset, as_pixels, collate, to_pixels
+from .pixels import Indexed, PixelDataset, as_pixels, collate
+from .processing import image_channels, to_pixels
 from .splits import ImageSplits, choose_splits, load_evaluation_split, load_image_splits
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "choose_split",
     "choose_splits",
     "collate",
+    "image_channels",
     "load_evaluation_split",
     "load_image_splits",
     "match_labels",
     "mirrored",
+    "to_grey",
     "to_pixels",
     "to_rgb",
 ]

@@ -1,7 +1,7 @@
-"""Encoded images as RGB ones, as a viewer shows them."""
+"""Encoded images as RGB or grey ones, as a viewer shows them."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
@@ -31,6 +31,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def to_grey(image: Image.Image) -> Image.Image:
+    """Any image that Pillow reads as a grey one with 8 bits: of what `to_rgb` gives, the luma of ITU-R 601-2.
+
+    Example:
+        >>> to_grey(Image.new("LA", (1, 1), (100, 0))).getpixel((0, 0)), to_grey(Image.new("L", (1, 1), 7)).getpixel((0, 0))
+        (255, 7)
+    """
+    return image if image.mode == "L" and not image.has_transparency_data else to_rgb(image).convert("L")
+
+
+def is_coloured(image: Image.Image) -> bool:
+    """Whether an image shows any colour but greys."""
+    if image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"):
+        return False
+    red, green, blue = to_rgb(image).split()
+    return any(ImageChops.difference(red, other).getbbox() is not None for other in (green, blue))
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:

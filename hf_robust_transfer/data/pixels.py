@@ -3,8 +3,8 @@
 import hashlib
 import mmap
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from datasets import ClassLabel, Dataset, Image, Value
 from PIL import Image as PILImage
 from torch import Tensor
-from torchvision.transforms import Compose, Normalize
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 from transformers.utils import logging
@@ -21,37 +20,17 @@ from transformers.utils import logging
 from ..errors import UsageError, listed
 from .columns import without_format
 from .decoding import to_rgb
+from .processing import to_pixels
 
 logger = logging.get_logger(__name__)
 _LONGEST = 500  # of the shorter side: resized by that to 224 pixels, such an image has 25 million
 
 
-def to_pixels(processor: BaseImageProcessor) -> Callable[[PILImage.Image], Tensor]:
-    """What a checkpoint's image processor does to an image, but for the normalisation.
-
-    Args:
-        processor: the checkpoint's image processor.
-
-    Returns:
-        A function from an RGB image of any size to float32 pixels in [0, 1], (3, H, W) at the model's resolution.
-    """
-    transforms = getattr(processor, "val_transforms", None)
-    if transforms is not None:  # timm
-        steps = [step for step in transforms.transforms if not isinstance(step, Normalize)]
-        return Compose(steps)
-    return partial(_processed, processor)
-
-
-def _processed(processor: BaseImageProcessor, image: PILImage.Image) -> Tensor:
-    pixels: Tensor = processor(image, do_normalize=False, return_tensors="pt")["pixel_values"][0]
-    return pixels
-
-
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Images as [0, 1] pixels at a model's resolution, with their labels.
 
-    Images of any size and mode become RGB ones as a viewer shows them, which `to_rgb` tells; what it cannot read is
-    refused.
+    Images of any size and mode become RGB ones as a viewer shows them, which `to_rgb` tells, or grey ones for a model of
+    one channel; what cannot be read is refused.
 
     Args:
         split: a data set with the columns ``image`` and ``label``, as `load_image_splits` gives it: a `ClassLabel`, or
@@ -59,7 +38,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         processor: the model's image processor.
         name: what to call the split in an error.
 
-    Items are ``{"pixel_values": (3, H, W), "labels": int}``, the pixels uint8 as image files have them; where a processor
+    Items are ``{"pixel_values": (C, H, W), "labels": int}``, the pixels uint8 as image files have them; where a processor
     makes other values of them, float32 in [0, 1]. `as_pixels` gives the latter in any case. Images are decoded once and
     kept in memory, which worker processes share, as long as all of them take no more than ``KEEP_BYTES`` (2 GiB).
 

@@ -14,7 +14,8 @@ from transformers import BaseImageProcessor
 
 from ..errors import UsageError, listed
 from .labels import match_labels
-from .pixels import in_bytes, to_pixels, viewed
+from .pixels import in_bytes, viewed
+from .processing import to_pixels
 
 
 class ReadPixels(torch.utils.data.Dataset[dict[str, Any]]):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..data import image_channels
 from ..errors import UsageError
 from .adapters import merged
 from .heads import classifier_layers, logits_of_features
-from .processors import pixel_statistics
+from .input_size import model_channels
+from .processors import normalisation
 
 
 class ClassifierOutput(NamedTuple):
@@ -53,10 +55,17 @@ class PixelClassifier(nn.Module):
         self, model: PreTrainedModel, processor: BaseImageProcessor, *, forward_through: nn.Module | None = None
     ) -> None:
         super().__init__()
-        mean, std = pixel_statistics(processor)
+        mean, std, self.flipped = normalisation(processor)
         self.model, self.processor = model, processor
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
         self._layers = tuple(classifier_layers(model))
+        channels = model_channels(model)
+        if image_channels(processor) != channels:
+            raise UsageError(
+                f"the model takes images of {channels} channels, its image processor makes them of"
+                f" {image_channels(processor)}: load both with load_model, or give its"
+                f" image_mean and image_std {channels} value{'s'[: channels - 1]}"
+            )
         dtype = torch.promote_types(model.dtype, torch.float32)
         for name, value in (("mean", mean), ("std", std)):
             tensor = torch.tensor(value, dtype=dtype, device=model.device).view(1, -1, 1, 1)
@@ -95,6 +104,7 @@ class PixelClassifier(nn.Module):
             raise UsageError(f"images are {images.dtype}: pass floating pixels, as as_pixels makes them of uint8")
         dtype = torch.promote_types(images.dtype, torch.float32)  # to normalise in
         normalised = ((images - self.mean.to(dtype)) / self.std.to(dtype)).to(self.model.dtype)
+        normalised = normalised.flip(1) if self.flipped else normalised
         return self._forward_through[0](pixel_values=normalised.contiguous(memory_format=torch.channels_last)).logits
 
     def outputs(self, images: Tensor) -> ClassifierOutput:

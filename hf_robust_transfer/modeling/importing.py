@@ -118,11 +118,12 @@ def import_checkpoint(
     """
     checkpoint = file if isinstance(file, ExternalCheckpoint) else read_checkpoint(file)
     labels = {0: "LABEL_0"} if id2label is None else id2label
-    mean, std = mean or checkpoint.mean or (0.0, 0.0, 0.0), std or checkpoint.std or (1.0, 1.0, 1.0)
+    channels = (model_args or {}).get("in_chans", 3)
+    mean, std = mean or checkpoint.mean or (0.0,) * channels, std or checkpoint.std or (1.0,) * channels
     model, processor = create_model(
         architecture, id2label=labels, model_args=model_args, mean=mean, std=std, image_size=image_size
     )
-    _check_normalisation(mean, std, channels=model.config.pretrained_cfg["input_size"][0])
+    _check_normalisation(mean, std)
 
     expected = model.timm_model.state_dict()
     weights: dict[str, Tensor] = {}
@@ -205,9 +206,7 @@ def _statistics(weights: dict[str, Tensor], names: tuple[str, ...], file: Path) 
     return tuple(float(str(np.float32(value))) for value in found[names[0]].tolist()) if found else None
 
 
-def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    if len(mean) != channels or len(std) != channels:
-        raise UsageError(f"mean {mean} and std {std} must have a number for each of the {channels} colour channels")
+def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
         raise UsageError(f"mean {mean} and std {std} must be those of pixels in [0, 1]: divide those of 0 … 255 by 255")
 

@@ -138,6 +138,7 @@ def evaluate_checkpoint(
     args: EvaluationArguments,
     *,
     revision: str = "main",
+    processor: str | None = None,
     overwrite: bool = False,
     **hub_options: Any,
 ) -> RobustnessReport:
@@ -151,6 +152,7 @@ def evaluate_checkpoint(
         data: which images; by default those that the checkpoint was trained for.
         args: what to attack with, and where to write.
         revision: of a Hub id.
+        processor: a folder or Hub id with an image processor, for a checkpoint without one.
         overwrite: replace the report of an earlier evaluation.
         hub_options: passed on to all that loads from the Hub (``token``, ``cache_dir``).
 
@@ -160,7 +162,8 @@ def evaluate_checkpoint(
     """
     state = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available())
     with locked(_output_dir(args, name), state.process_index, state.num_processes):
-        return _evaluate_checkpoint(name, data, args, state, revision, overwrite, hub_options)
+        model_options = {"revision": revision, "processor": processor}
+        return _evaluate_checkpoint(name, data, args, state, model_options, overwrite, hub_options)
 
 
 def _evaluate_checkpoint(
@@ -168,7 +171,7 @@ def _evaluate_checkpoint(
     data: DataArguments,
     args: EvaluationArguments,
     state: PartialState,
-    revision: str,
+    model_options: dict[str, Any],
     overwrite: bool,
     hub_options: dict[str, Any],
 ) -> RobustnessReport:
@@ -180,7 +183,7 @@ def _evaluate_checkpoint(
             " --overwrite_output_dir"
         )
     with state.main_process_first():
-        model, processor = load_model(name, revision=revision, **hub_options)
+        model, processor = load_model(name, **model_options, **hub_options)
     trained_for = TrainedFor.of(model.config)
     threat_model = args.threat_model(trained_for)
     attacks = parse_attacks(args.attacks, surrogate=args.surrogate is not None, norm=threat_model.norm)

@@ -32,7 +32,10 @@ _OF_NO_EFFECT = re.compile(
 _ALWAYS_TOLD = ("seed", "max_steps", "gradient_accumulation_steps", "warmup_steps", "bf16", "fp16")
 # Flags whose value is a secret, or says nothing to others.
 _NOT_FOR_OTHERS = re.compile(r"--\w*(token|cache_dir|api_key|password)", re.ASCII)
-_PLACES = ("dataset_name", "train_dir", "validation_dir", "test_dir", "model_name_or_path", "teacher_name_or_path")
+_PLACES = {
+    *("dataset_name", "train_dir", "validation_dir", "test_dir"),
+    *("model_name_or_path", "teacher_name_or_path", "processor_name_or_path"),
+}
 
 
 def command_line(command: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def cache_features(
     classifier = classifier.merged()
     model = classifier.model
     weights = weights_sha256(classifier, but={name for name in model.state_dict() if is_of_head(name, model)})
-    statistics = [buffer.flatten().tolist() for buffer in (classifier.mean, classifier.std)]
+    statistics = [buffer.flatten().tolist() for buffer in (classifier.mean, classifier.std)] + [classifier.flipped]
     identity = (weights, statistics, fingerprint, mirrored, precision)
     file = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.npy"
     check_writable(folder, "--feature_cache_dir")

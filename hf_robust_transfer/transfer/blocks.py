@@ -15,7 +15,7 @@ from ..errors import UsageError
 from ..modeling.adapters import plain
 from ..modeling.classifier import device_of
 from ..modeling.heads import is_of_head
-from ..modeling.shapes import input_shape
+from ..modeling.input_size import input_shape
 
 
 class Block(NamedTuple):

@@ -60,8 +60,8 @@ def main() -> None:
     device = PartialState(cpu=args.use_cpu or not torch.accelerator.is_available()).device
     if checkpoint.model_name_or_path is None:
         raise UsageError("--model_name_or_path is missing: a checkpoint folder or a Hub id")
-    hub_options = {"revision": checkpoint.model_revision, **checkpoint.hub_options}
-    model, processor = load_model(checkpoint.model_name_or_path, **hub_options)
+    options = {**checkpoint.checkpoint_options, **checkpoint.hub_options}
+    model, processor = load_model(checkpoint.model_name_or_path, **options)
     classifier = PixelClassifier(model, processor).to(device).eval()
     images, split = load_evaluation_split(
         data_args,
