@@ -221,7 +221,7 @@ def _initialised_at(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A timm model for images of this size, and the arguments that it was built with."""
     channels = model_args.get("in_chans", 3)
-    if channels not in (1, 3):
+    if type(channels) is not int or channels not in (1, 3):
         raise UsageError(f"model_args in_chans={channels!r}: only RGB images (3) and grey ones (1) can be read")
     initialised = _initialised(architecture, labels, model_args)
     if image_size is None or not takes_img_size(initialised):

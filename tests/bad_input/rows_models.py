@@ -149,7 +149,6 @@ ROWS = [
         ("--model_name_or_path resnet00", "resnet00"),
         ("--model_name_or_path ''", "''"),
     )),
-    Row("a checkpoint with an image size", "finetune <finetune> --image_size 8", "leave them out"),
     Row("a name that is not there", "finetune <finetune> --model_name_or_path no/such", "model 'no/such' cannot be loaded"),
     *(Row(f"{command} into {where}", f"{command} <{command}> --output_dir {where}", f"--output_dir {where} {words}",
           make=lambda here, places: (here / "file").write_text("mine"))
