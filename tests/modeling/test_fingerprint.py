@@ -79,15 +79,12 @@ def change_statistics(name, folder):
     edit(file, lambda content: field(content).update({key: [0.31, 0.32, 0.33], "do_normalize": True}))
 
 
-def change_size(folder):
+def change_resizing(folder):
     file, field = settings_file(folder)
 
     def change(content):
         content = field(content)
-        if "input_size" in content:
-            content["input_size"] = [3, 16, 16]
-        else:
-            content["size"] = dict.fromkeys(content["size"], 16)
+        content.update({"crop_pct": 0.5} if "input_size" in content else {"resample": 0})
 
     edit(file, change)
 
@@ -105,11 +102,11 @@ def change_weight(folder):
     [
         (lambda folder: change_statistics("mean", folder), "image processor"),
         (lambda folder: change_statistics("std", folder), "image processor"),
-        (change_size, "image processor"),
+        (change_resizing, "image processor"),
         (swap_labels, "labels"),
         (change_weight, "weights"),
     ],
-    ids=["mean", "std", "size", "labels", "weight"],
+    ids=["mean", "std", "resizing", "labels", "weight"],
 )
 def test_what_changes_predictions_changes_the_fingerprint_and_is_named(saved, change, part):
     model, processor, folder = saved
