@@ -204,9 +204,16 @@ def _attached(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def _check_outputs(classifier: nn.Module, images: Tensor, labels: Sequence[str]) -> None:
-    """See on a few images that a classifier gives a logit for each label."""
+    """See on a few images that a classifier takes them, and gives a logit for each label."""
     with torch.no_grad(), untouched(classifier), full_precision(classifier):
-        classes = logits_of(classifier, images).shape[1]
+        try:
+            classes = logits_of(classifier, images).shape[1]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            known = isinstance(error, UsageError | torch.OutOfMemoryError)
+            if known or not isinstance(classifier, PixelClassifier):
+                raise
+            kind, reason = type(classifier.model).__name__, " ".join(str(error).split())
+            raise UsageError(f"{kind} takes no images of the shape {tuple(images.shape[1:])}: {reason}") from error
     if classes != len(labels):
         raise UsageError(f"the classifier has {classes} logits, but there are names of {len(labels)} labels")
 

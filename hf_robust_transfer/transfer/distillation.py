@@ -13,6 +13,7 @@ from ..functions import choose_function
 from ..modeling.adapters import merged
 from ..modeling.classifier import PixelClassifier
 from ..modeling.heads import feature_sizes
+from ..modeling.input_size import model_channels, model_size, refusal
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,7 +88,7 @@ def make_teacher(
 
     Raises:
         UsageError: it is no `PixelClassifier`, it is the model itself or shares weights with it, or its features are of
-            another size than the model's.
+            another size than the model's, or it does not take the model's images.
     """
     if given is not None and not isinstance(given, PixelClassifier):
         raise UsageError(f"teacher is a {type(given).__name__}: give PixelClassifier(source, processor)")
@@ -109,4 +110,20 @@ def make_teacher(
             f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"
             " architecture, usually the source itself"
         )
-    return teacher.to(device).eval().requires_grad_(False)
+    teacher = teacher.to(device).eval().requires_grad_(False)
+    if given is not None:
+        _check_images(teacher, model)
+    return teacher
+
+
+def _check_images(teacher: PixelClassifier, model: PreTrainedModel) -> None:
+    """Make sure that a teacher takes the images of the model; an RGB one takes grey images, too."""
+    channels, own = model_channels(model), model_channels(teacher.model)
+    if own == 1 != channels:
+        raise UsageError(f"the teacher takes grey images, the model those of {channels} channels: LwF shows both the same")
+    size = model_size(model)
+    if size not in (None, model_size(teacher.model)) and (refused := refusal(teacher.model, size)) is not None:
+        raise UsageError(
+            f"the teacher takes no images of {size[0]}×{size[1]} pixels, as the model does ({refused}): load both with the"
+            " same --image_size, in Python load_model(…, image_size=…)"
+        )

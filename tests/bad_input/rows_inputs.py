@@ -3,7 +3,14 @@
 import json
 
 from row import Row
-from transformers import ResNetConfig, ResNetForImageClassification, Siglip2ImageProcessor, ViTImageProcessor
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    Siglip2ImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
 LABELS = {index: str(index) for index in range(10)}
 
@@ -26,6 +33,16 @@ def network(processor=None, config=None, **options):
 
 def small(**options):
     return ViTImageProcessor(size={"height": 8, "width": 8}, **options)
+
+
+def larger(here, places):
+    """Vision transformers: ``bad`` for 48×48 pixels, ``grey`` and ``small`` for 8×8."""
+    labels = {"id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
+    tiny = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "patch_size": 4}
+    for name, side, channels in (("bad", 48, 3), ("small", 8, 3), ("grey", 8, 1)):
+        config = ViTConfig(image_size=side, num_channels=channels, **tiny, **labels)
+        ViTForImageClassification(config).save_pretrained(here / name)
+        small().save_pretrained(here / name)
 
 
 def listed_processor(here, places):
@@ -71,6 +88,11 @@ ROWS = [
         "leave out the image processor"),
     *(Row(f"in_chans {value}", f"pretrain <pretrain> --model_args '{json.dumps({'in_chans': value})}'",
           ("in_chans", "only RGB images (3) and grey ones (1)")) for value in (0, 2, 4, -1, True, "three", None, 1.5, [1])),
+    *(Row(f"{name} that takes other images", line, ("8×8" if "teacher" in name else "(3, 8, 8)", "match"), make=larger)
+      for name, line in (("a teacher", "finetune <finetune> --model_name_or_path small --teacher_name_or_path bad"),
+                         ("a surrogate", "evaluate <evaluate> --attacks transfer --surrogate bad"))),
+    Row("a grey teacher", "finetune <finetune> --model_name_or_path small --teacher_name_or_path grey",
+        "the teacher takes grey images", make=larger),
     Row("two sizes", """pretrain <pretrain> --model_name_or_path vit_tiny_patch16_224 --image_size 32
         --model_args '{"img_size": 64, "depth": 1}'""", "image_size 32 and model_args img_size=64 disagree"),
 ]  # fmt: skip
