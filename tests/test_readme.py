@@ -4,6 +4,7 @@ import re
 import shlex
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -82,22 +83,40 @@ def test_links_and_pictures_exist(page):
 
 def test_the_readme_is_read_in_three_minutes():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1100
+    assert len(text.splitlines()) <= 90 and len(text.split()) <= 1100
 
 
-def test_the_readmes_python_runs(tiny, digits, tmp_path, monkeypatch, capsys):
-    model, processor = tiny("timm-convnext")
-    for part in (model, processor):
-        part.save_pretrained(tmp_path / "outputs" / "quickstart")
+@pytest.fixture
+def my_images(digits, tmp_path):
+    """Sixty digits in a folder ``my_images`` with a subfolder per class."""
     for row, sample in enumerate(digits.select(range(60))):
         file = tmp_path / "my_images" / str(sample["label"]) / f"{row}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         image: Image.Image = sample["image"]
         image.save(file)
+    return tmp_path / "my_images"
+
+
+def test_the_readmes_python_runs(tiny, my_images, tmp_path, monkeypatch, capsys):
+    model, processor = tiny("timm-convnext")
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "outputs" / "quickstart")
     (block,) = blocks(REPOSITORY / "README.md", "python")
+    shown = block[: block.index("trainer.train()")].splitlines()
+    (start,) = (number for number, line in enumerate(shown) if "= load_dataset(" in line)
+    assert len(shown[start:]) < 6  # with the call of train, six at most from the data to a robust model
     monkeypatch.chdir(tmp_path)
     exec(block, {"__name__": "__main__"})
     assert "pgd-20" in capsys.readouterr().out
+
+
+def test_a_part_of_a_stream_is_kept_as_the_page_on_data_shows(my_images, monkeypatch):
+    monkeypatch.chdir(my_images.parent)
+    (block,) = blocks(REPOSITORY / "docs" / "how-to" / "data.md", "python")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert len(names["images"]) == 60 and names["images"].features["label"].names == [str(digit) for digit in range(10)]
+    assert isinstance(names["images"][0]["image"], Image.Image)
 
 
 def test_the_python_of_the_how_to_runs(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from datasets import Array3D, ClassLabel, Dataset, Image, IterableDataset, Itera
 from torch.utils.data import DataLoader, IterableDataset as TorchIterable
 
 from ..errors import UsageError, listed
-from .labels import check_label_column
+from .labels import check_label_column, without_format
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image",), ("label", "labels")
 
@@ -80,20 +80,6 @@ def tidy(split: Dataset, image_column_name: str | None = None, label_column_name
     return split if isinstance(feature, Image) else split.cast_column("image", Image())
 
 
-def without_format(split: Dataset) -> Dataset:
-    """A data set whose rows come as they are stored, whatever format was set.
-
-    Raises:
-        UsageError: it has a transform, which would be lost.
-    """
-    if has_transform(split):
-        raise UsageError(
-            "the data set has a transform of its own (with_transform, set_transform): take it off with with_format(None),"
-            " or give the data set to RobustTrainer or evaluate_robustness as it is"
-        )
-    return split.with_format(None)
-
-
 def refuse_streams(dataset: Any, name: str) -> None:
     """Refuse what cannot be asked for its n-th image.
 
@@ -109,18 +95,18 @@ def refuse_streams(dataset: Any, name: str) -> None:
     streams = IterableDataset | IterableDatasetDict | TorchIterable
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not isinstance(dataset, streams):
         return
-    way_out = "load it without streaming=True, or keep a part: Dataset.from_list(list(stream.take(10000)))"
+    if not hasattr(dataset, "__iter__"):
+        raise UsageError(f"the {name} is a {type(dataset).__name__}, no data set: give one, such as a datasets.Dataset")
+    way_out = (
+        "load it without streaming=True, or keep a part of it, as in"
+        " Dataset.from_list(list(stream.take(1000)), features=stream.features)"
+    )
     if isinstance(dataset, DataLoader):
         way_out = "give its dataset, the batches are made here"
     raise UsageError(
         f"the {name} is a {type(dataset).__name__}, but must be a map-style data set, since the randomness of attacks and"
         f" augmentation is keyed by an image's number: {way_out}"
     )
-
-
-def has_transform(split: Dataset) -> bool:
-    """Whether the rows of a data set go through a function of the user's."""
-    return split.format["type"] == "custom"
 
 
 def leaf_of(feature: Any) -> str | None:
@@ -131,6 +117,6 @@ def leaf_of(feature: Any) -> str | None:
 
 
 def _can_be_images(feature: Any) -> bool:
-    if isinstance(feature, List):
+    if isinstance(feature, List | Array3D):
         return leaf_of(feature) == "uint8"
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "binary", "large_binary")

@@ -19,7 +19,6 @@ from .columns import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     choose_column,
-    has_transform,
     image_column,
     label_column,
     leaf_of,
@@ -27,8 +26,8 @@ from .columns import (
     tidy,
 )
 from .folders import SPLIT_WORDS, split_of
-from .labels import as_labels_of, check_label_column, is_numbered, with_classes
-from .pixels import PixelDataset, check_label_names, collate, labels_of, unnamed
+from .labels import as_labels_of, check_label_column, has_transform, is_numbered, with_classes
+from .pixels import PixelDataset, check_label, check_label_names, collate, labels_of, unnamed
 from .samples import LabelNumbers, PixelMaker, ReadPixels, as_array, as_stored, plain_label, read_sample, without_label
 
 _ROLES = {"train": ["train"], "validation": ["validation", "test"], "test": ["test", "validation"]}
@@ -105,7 +104,7 @@ def as_pixel_dataset(
     given = _Given(dataset, processor, name, labels, image_column_name, label_column_name, labelled)
     made = given.converted()
     if not isinstance(made, PixelDataset):
-        collate([given.first if made is dataset else made[0]])
+        given.check(made)
     elif labels is not None:
         check_label_names(made, labels)
     return made
@@ -156,6 +155,7 @@ class _Given:
         labelled: bool,
     ) -> None:
         self.dataset, self.processor, self.name, self.labelled = dataset, processor, name, labelled
+        self.known = labels
         self.labels = None if labels is None or unnamed(labels) else labels
         self.image, self.label = image_column_name, label_column_name
 
@@ -174,6 +174,19 @@ class _Given:
         if ready and not isinstance(data, Dataset):
             return data
         return ReadPixels(data, self._reader(image, label), self.name)
+
+    def check(self, made: Any) -> None:
+        """Look at the first sample of a data set that is read sample by sample, and at all labels of a list."""
+        item = self.first if made is self.dataset else made[0]
+        pixels = collate([item])["pixel_values"][0]
+        PixelMaker(self.processor)(pixels)
+        for row, each in enumerate(made if isinstance(made, list | tuple) else [item]):
+            needed = {"pixel_values", "labels"} if self.labelled else {"pixel_values"}
+            if not isinstance(each, Mapping) or not needed <= each.keys():
+                lacking = "pixel_values" if not isinstance(each, Mapping) or "pixel_values" not in each else "labels"
+                raise UsageError(f"sample {row} of the {self.name} data set has no {lacking}, as the first one has")
+            if self.known is not None and "labels" in each:
+                check_label(each["labels"], len(self.known), row)
 
     # ---- columns and rows ----
 
@@ -299,7 +312,7 @@ class _Given:
             named = self._label_names is not None or self._has_text
             number = LabelNumbers(self._label_names, self.labels) if named else None
             return partial(read_sample, image, label, pixels, number)
-        return partial(read_sample, image, label, PixelMaker(self._processor), LabelNumbers(self._label_names, self.labels))
+        return partial(read_sample, image, label, PixelMaker(self.processor), LabelNumbers(self._label_names, self.labels))
 
     @property
     def _processor(self) -> BaseImageProcessor:

@@ -19,6 +19,25 @@ def is_numbered(split: Dataset) -> bool:
     return isinstance(feature, Value) and "int" in feature.dtype
 
 
+def without_format(split: Dataset) -> Dataset:
+    """A data set whose rows come as they are stored, whatever format was set.
+
+    Raises:
+        UsageError: it has a transform, which would be lost.
+    """
+    if has_transform(split):
+        raise UsageError(
+            "the data set has a transform of its own (with_transform, set_transform): take it off with with_format(None),"
+            " or give the data set to RobustTrainer or evaluate_robustness as it is"
+        )
+    return split.with_format(None)
+
+
+def has_transform(split: Dataset) -> bool:
+    """Whether the rows of a data set go through a function of the user's."""
+    return split.format["type"] == "custom"
+
+
 def check_label_column(feature: Any, name: str) -> None:
     """Refuse a column that does not hold one class per image.
 
@@ -212,8 +231,9 @@ def as_labels_of(
         remedy: as for `match_labels`.
 
     Raises:
-        UsageError: what `match_labels` raises, or classes that the data or the model do not have.
+        UsageError: what `match_labels` and `without_format` raise, or classes that the data or the model do not have.
     """
+    split = without_format(split)
     numbered = is_numbered(split) if numbered is None else numbered
     read, names = with_classes({"": split})
     split = read[""]

@@ -18,8 +18,8 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from ..errors import UsageError, listed
-from .columns import without_format
 from .decoding import to_rgb
+from .labels import without_format
 from .processing import to_pixels
 
 logger = logging.get_logger(__name__)
@@ -225,13 +225,24 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
         if not isinstance(item, Mapping):
             raise UsageError(f"sample {index} is a {type(item).__name__}, not a dictionary of pixel_values and labels")
         item = {**item, "indices": index}
-        label = _whole(item.get("labels", 0), "labels")
-        if not 0 <= label < self.num_labels:
-            raise UsageError(
-                f"sample {index} has label {label}, but the model's head has {self.num_labels} labels:"
-                " load the model with load_model(…, id2label=…) to give it a head for these labels"
-            )
+        check_label(item.get("labels", 0), self.num_labels, index)
         return item
+
+
+def check_label(label: Any, num_labels: int, index: int) -> None:
+    """Refuse what is no label of a model.
+
+    Args:
+        label: of a sample.
+        num_labels: how many the model has.
+        index: of the sample.
+    """
+    number = _whole(label, "labels")
+    if not 0 <= number < num_labels:
+        raise UsageError(
+            f"sample {index} has label {number}, but the model's head has {num_labels} labels:"
+            " load the model with load_model(…, id2label=…) to give it a head for these labels"
+        )
 
 
 def check_label_names(dataset: Any, names: Sequence[str]) -> None:
@@ -288,7 +299,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
     """
     batch = {}
     if "pixel_values" in items[0]:
-        each = [torch.as_tensor(item["pixel_values"]) for item in items]
+        each = [_tensor(item["pixel_values"]) for item in items]
         shapes = {tuple(pixels.shape) for pixels in each}
         if len(shapes) > 1:
             raise UsageError(f"pixel_values of one batch have the shapes {listed(sorted(shapes))}: make them the same")
@@ -305,6 +316,15 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
         if name in items[0]:
             batch[name] = torch.tensor([_whole(item[name], name) for item in items])
     return batch
+
+
+def _tensor(values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"pixel_values are a {type(values).__name__}, but must be a tensor or an array (C, H, W) of numbers in [0, 1]"
+        ) from None
 
 
 def as_pixels(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -116,23 +117,24 @@ class PixelMaker:
     """The pixels of an image, made by the model's image processor; tensors are pixels already.
 
     Args:
-        processor: the model's; a tensor must have the shape that it would give.
+        processor: the model's; a tensor must have the shape that it would give. Without one, there may be tensors only.
     """
 
-    def __init__(self, processor: BaseImageProcessor) -> None:
-        self._to_pixels = to_pixels(processor)
+    def __init__(self, processor: BaseImageProcessor | None) -> None:
+        self._to_pixels = _no_processor if processor is None else to_pixels(processor)
+        self._checks = processor is not None
         self._sound: set[tuple[int, ...]] = set()
 
     def __call__(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor):
             return in_bytes(self._to_pixels(_image(value)))
         shape = tuple(value.shape)
-        if shape not in self._sound:
+        if self._checks and shape not in self._sound:
             made = self._shape(shape)
             if made != shape:
                 raise UsageError(
-                    f"its image is a tensor of shape {shape}, but the model's image processor makes {made} of it: leave the"
-                    " transform to a tensor out, and give the image itself"
+                    f"its pixels have the shape {shape}, but the model's image processor makes {made} of"
+                    " such an image: give the image itself, or resize as the processor says"
                 )
             self._sound.add(shape)
         return value
@@ -140,6 +142,10 @@ class PixelMaker:
     def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         width, height = (shape[2], shape[1]) if len(shape) == 3 and min(shape[1:]) else (1, 1)
         return tuple(self._to_pixels(viewed(PILImage.new("RGB", (width, height)))).shape)
+
+
+def _no_processor(image: PILImage.Image) -> Tensor:
+    raise UsageError("it has an image, which needs a model's image processor: give a PixelClassifier, or pixels in [0, 1]")
 
 
 def _image(value: Any) -> PILImage.Image:
@@ -157,9 +163,15 @@ def _image(value: Any) -> PILImage.Image:
 
 def as_stored(value: Any) -> Any:
     """An image as `datasets` stores it: a file by its name, others by their pixels."""
+    if isinstance(value, str | Path) and not Path(value).is_file():
+        raise UsageError(f"its image is the file {value}, which does not exist")
     if isinstance(value, str | Path | bytes):
         return Image().encode_example(value)
-    return value if isinstance(value, Mapping) else Image().encode_example(_image(value))
+    if isinstance(value, Mapping):
+        return value
+    content = BytesIO()
+    _image(value).save(content, "PNG", compress_level=1)  # the fastest
+    return {"path": None, "bytes": content.getvalue()}
 
 
 def _of_channels(value: Any) -> Any:
@@ -173,8 +185,10 @@ def _of_channels(value: Any) -> Any:
 
 def plain_label(label: Any) -> Any:
     """A label as a number, a text, or None for none."""
-    if label is None or isinstance(label, str | bool | np.bool_):
-        return bool(label) if isinstance(label, np.bool_) else label
+    if label is None or isinstance(label, str):
+        return None if label is None else str(label)
+    if isinstance(label, bool | np.bool_):
+        return bool(label)
     try:
         return operator.index(label)
     except (TypeError, ValueError):

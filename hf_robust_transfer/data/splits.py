@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..errors import UsageError, listed
 from .arguments import DataArguments
-from .columns import image_column, label_column, refuse_streams, tidy, without_format
+from .columns import image_column, label_column, refuse_streams, tidy
 from .folders import SPLIT_WORDS, split_of
 from .labels import (
     UNLABELLED,
@@ -19,6 +19,7 @@ from .labels import (
     is_numbered,
     with_classes,
     with_labels,
+    without_format,
 )
 from .loading import load_splits
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from datasets import DatasetDict, IterableDatasetDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 
 from ..data import Indexed, PixelDataset, as_pixel_dataset, as_pixels, choose_split
 from ..data.columns import refuse_streams
@@ -42,25 +42,36 @@ class LoadingTrainer(Trainer):
     def __init__(
         self,
         *,
+        model: PreTrainedModel | None,
         args: RobustTrainingArguments,
+        processing_class: BaseImageProcessor | None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         image_column_name: str | None = None,
         label_column_name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self._ready: list[Any] = []  # what was made of the data sets that were given
         self._columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
-        train, validation = _one(train_dataset, "train"), _one(eval_dataset, "validation")
-        for dataset, name in ((train, "train"), (validation, "validation")):
+        self._ready: list[Any] = []  # what was made of the data sets that were given
+        self.train_dataset, self.eval_dataset = _one(train_dataset, "train"), _one(eval_dataset, "validation")
+        self.processing_class = processing_class
+        for dataset, name in ((self.train_dataset, "train"), (self.eval_dataset, "validation")):
             if dataset is not None:
                 refuse_streams(dataset, f"{name} data set")
+        if model is not None:  # before the base class makes the output folder
+            self.model = model
+            self._make_ready()
         if args.dataloader_num_workers < 0:
-            args.dataloader_num_workers = workers(args, train)
-        super().__init__(args=args, train_dataset=train, eval_dataset=validation, **kwargs)
-        self.train_dataset = self._as_pixels(train, "train")
-        self.eval_dataset = self._as_pixels(validation, "validation")
-        several = cast(Any, self.eval_dataset)
+            args.dataloader_num_workers = workers(args, self.train_dataset)
+        data: dict[str, Any] = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
+        if model is None:
+            self._make_ready()
+
+    def _make_ready(self) -> None:
+        """Make data sets of pixels of what was given, and see that there is something to train on."""
+        self.train_dataset = self._as_pixels(self.train_dataset, "train")
+        self.eval_dataset = several = cast(Any, self._as_pixels(self.eval_dataset, "validation"))
         self._ready = [self.train_dataset, *(several.values() if isinstance(several, dict) else [several])]
         self._check_that_it_trains()
 

@@ -8,7 +8,7 @@ import pandas
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, StackDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor, ToTensor
 from transformers import ViTImageProcessor
@@ -110,6 +110,14 @@ WAYS = {
     "a transform of images": lambda _: table().with_transform(lambda rows: rows),
     "pixels in a column": lambda _: table().map(lambda row: of_array(row["image"])),
     "pixels as tensors": lambda _: table(names(), TEXT).map(lambda row: of_array(row["image"])).with_format("torch"),
+    "images of three dimensions": lambda _: datasets.Dataset.from_dict(
+        {"image": [np.asarray(image) for image in IMAGES], "label": LABELS},
+        features=datasets.Features({"image": datasets.Array3D((8, 8, 3), "uint8"), "label": table().features["label"]}),
+    ),
+    "encoded images": lambda _: table().cast_column("image", datasets.Image(decode=False)),
+    "names of NumPy": lambda _: [(image, np.str_(name)) for image, name in zip(IMAGES, names(), strict=True)],
+    "stacked lists": lambda _: StackDataset(image=IMAGES, label=names()),
+    "a pandas format": lambda _: table(names(), TEXT).with_format("pandas"),
     "pixels of uint8": lambda _: datasets.Dataset.from_dict(
         {"pixel_values": [np.asarray(image).transpose(2, 0, 1) for image in IMAGES], "label": names()}
     ),
@@ -182,11 +190,23 @@ def test_a_transform_that_numbers_classes_anew_is_believed():
     assert [dataset[row]["labels"] for row in range(6)] == [int(label == 0) for label in LABELS]
 
 
+def test_without_an_image_processor_pixels_are_taken():
+    for data in (
+        pixels(0),
+        list(zip(PIXELS, LABELS, strict=True)),
+        TensorDataset(torch.stack(PIXELS), torch.tensor(LABELS)),
+    ):
+        assert torch.equal(as_pixel_dataset(data, None)[0]["pixel_values"], PIXELS[0])
+    for data in (rows(0), Samples(rows(0)), table()):
+        with pytest.raises(UsageError, match=r"need.* image processor"):
+            as_pixel_dataset(data, None)
+
+
 def test_a_data_set_of_pixels_is_what_it_was():
     dataset = PixelDataset(table(), PROCESSOR)
     assert as_pixel_dataset(dataset, PROCESSOR, labels=NAMES) is dataset
-    rows = [{"pixel_values": PIXELS[0], "labels": 1}]
-    assert as_pixel_dataset(rows, None, labels=["5", "6"]) is rows
+    given = pixels(1)
+    assert as_pixel_dataset(given, PROCESSOR, labels=["5", "6"]) is given
     read = as_pixel_dataset(Samples(list(zip(IMAGES, LABELS, strict=True))), PROCESSOR)
     assert as_pixel_dataset(read, PROCESSOR) is read
 
@@ -202,7 +222,7 @@ REFUSED = {
     "streamed splits": (datasets.IterableDatasetDict(train=table().to_iterable_dataset()), "without streaming=True"),
     "a generator": ((row for row in rows(0)), "map-style"),
     "a loader": (DataLoader(rows(0)), "give its dataset"),
-    "a number": (3, "map-style"),
+    "a number": (3, "is a int, no data set"),
     "columns": ({"image": IMAGES, "label": LABELS}, "Dataset.from_dict"),
     "a table of pandas": (pandas.DataFrame({"image": ["a.png"], "label": [0]}), "from_pandas"),
     "an array": (np.zeros((4, 8, 8, 3)), "samples of type ndarray"),
@@ -257,7 +277,23 @@ REFUSED = {
     "labels of two types": (rows("ant", 1), "several types: .*int"),
     "a row of another kind": ([*rows(0), {"picture": IMAGES[0]}], "row 1 of the train data set: it has no image and label"),
     "a row that is no row": ([*rows(0), None], "row 1 of the train data set"),
-    "no file": ([{"image": b"", "label": 0}, *rows(1)], None),
+    "no file": ([*rows(0), {"image": "nowhere.png", "label": 0}], "row 1 .*nowhere.png, which does not exist"),
+    "an address": ([("https://example.org/a.png", 0)], "row 0 .*which does not exist"),
+    "no image in a row": ([*rows(0), {"image": None, "label": 0}], "row 1 .*its image is a NoneType"),
+    "a label first": ([(0, IMAGES[0])], "samples of type tuple"),
+    "three in a row": ([(IMAGES[0], 0, "a.png")], "samples of type tuple"),
+    "one of n": ([(IMAGES[0], torch.tensor([0, 1, 0]))], "not one integer"),
+    "not a number": ([(IMAGES[0], float("nan"))], "label is nan"),
+    "numbers as texts": (rows("1"), "no label is named 1"),
+    "nothing": (None, "the train data set is a NoneType"),
+    "images for pixels": ([{"pixel_values": IMAGES[0], "labels": 0}], "pixel_values are a Image"),
+    "a batch for pixels": (pixels(0, value=torch.rand(1, 3, 8, 8)), r"shape \(1, 3, 8, 8\)"),
+    "channels last": (pixels(0, value=torch.rand(8, 8, 3)), r"shape \(8, 8, 3\), but .* makes \(3, 8, 8\)"),
+    "pixels of another size": (pixels(0, value=torch.rand(3, 32, 32)), r"makes \(3, 8, 8\)"),
+    "pixels up to 255": (pixels(0, value=torch.full((3, 8, 8), 255.0)), "do not normalise"),
+    "a missing label beside pixels": (pixels(0, -1), "sample 1 has label -1"),
+    "a label beside pixels that is out of range": (pixels(0, 3), "sample 1 has label 3"),
+    "a lacking label beside pixels": ([*pixels(0), {"pixel_values": PIXELS[0]}], "sample 1 .* has no labels, as"),
     "a tensor of another size": (Samples([(torch.rand(3, 9, 8), 0)]), r"shape \(3, 9, 8\), but .* makes \(3, 8, 8\)"),
     "a grey tensor": (TensorDataset(torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)), r"makes \(3, 8, 8\)"),
     "a flat tensor": (Samples([(torch.rand(64), 0)]), "shape"),
@@ -272,10 +308,6 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_used_is_refused_in_one_line(case):
     given, words = REFUSED[case]
-    if words is None:
-        with pytest.raises(UsageError, match="row 0 of the train split cannot be read"):
-            as_pixel_dataset(given, PROCESSOR, labels=MODEL)[0]
-        return
     with pytest.raises(UsageError, match=words) as refused:
         as_pixel_dataset(given, PROCESSOR, labels=MODEL)
     assert "\n" not in str(refused.value)
