@@ -96,6 +96,16 @@ ROWS = [
     Row(
         "an adapter as a model", lambda here, places: load_model(str(here / "adapter")), "is an adapter", make=adapter_alone
     ),
+    Row("publishing an adapter", "publish <publish> --folder adapter", "is an adapter", make=adapter_alone),
+    Row(
+        "exporting an adapter",
+        "export --model_name_or_path adapter --output out.pt2 --format torch",
+        "is an adapter",
+        make=adapter_alone,
+    ),
+    Row(
+        "starting from an adapter", "finetune <finetune> --model_name_or_path adapter", "is an adapter", make=adapter_alone
+    ),
     Row("evaluating an adapter", "evaluate <evaluate> --model_name_or_path adapter", "is an adapter", make=adapter_alone),
     Row("merging without an adapter", "pretrain <pretrain> --merge_adapter true", "--merge_adapter is for a model with"),
     Row("published unmerged", "pretrain <pretrain> --push_to_hub --merge_adapter false", "--merge_adapter false"),
