@@ -82,6 +82,22 @@ def check_writable(folder: str | Path, flag: str) -> None:
         raise UsageError(f"{flag} {folder} cannot be made in {above}: choose another folder") from None
 
 
+def check_checkpoint(folder: str | Path, flag: str = "") -> None:
+    """Make sure that a folder holds a whole model.
+
+    Args:
+        folder: that is to be published.
+        flag: the option that named it, for errors.
+
+    Raises:
+        UsageError: it has no configuration, as with an adapter of peft alone.
+    """
+    if not Path(folder, CONFIG_NAME).is_file():
+        alone = Path(folder, ADAPTER_CONFIG_NAME).is_file()
+        reason = "an adapter of peft alone: save it anew with merge_adapter=True" if alone else f"no {CONFIG_NAME}"
+        raise UsageError(f"{flag} {folder} holds no checkpoint: it has {reason}".strip())
+
+
 def remove_if_empty(folders: Iterable[Path]) -> None:
     """Delete those of some folders, the innermost first, that are there with nothing in them."""
     for folder in folders:

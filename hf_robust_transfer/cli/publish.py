@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..data import DataArguments
-from ..errors import UsageError
 from ..hub import UnreachableHub, check_access, files_to_publish, publish, read_facts
-from ..run_folder import CONFIG_NAME
+from ..run_folder import check_checkpoint
 from ..runs.evaluate import EvaluationArguments, evaluate_checkpoint
 from .main import run_command
 from .parsing import parse_arguments
@@ -48,8 +47,7 @@ def main(argv: Sequence[str]) -> None:
         argv,
     )
     folder = Path(args.folder)
-    if not (folder / CONFIG_NAME).is_file():
-        raise UsageError(f"--folder {folder} holds no checkpoint: it has no config.json")
+    check_checkpoint(folder, "--folder")
     try:
         check_access(args.repo_id, token=args.token)
     except UnreachableHub as error:

@@ -28,6 +28,7 @@ from ..run_folder import (
     REPORT_TEXT_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
+    check_checkpoint,
     is_export,
     is_for_resuming,
     is_of_a_model,
@@ -61,8 +62,7 @@ def files_to_publish(
             report does not agree with itself; or something in it holds a secret.
     """
     folder, repo_id = Path(folder), checked_repo_id(repo_id)
-    if not (folder / CONFIG_NAME).is_file():
-        raise UsageError(f"{folder} holds no checkpoint: it has no {CONFIG_NAME}")
+    check_checkpoint(folder)
     for name in (CONFIG_NAME, RECORD_NAME, REPORT_NAME):  # places are left out of them; a token is nothing to pass over
         if (folder / name).is_file():
             check_for_secrets(name, folder / name, [token], places=False)

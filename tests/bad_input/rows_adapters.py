@@ -96,7 +96,7 @@ ROWS = [
     Row(
         "an adapter as a model", lambda here, places: load_model(str(here / "adapter")), "is an adapter", make=adapter_alone
     ),
-    Row("publishing an adapter", "publish <publish> --folder adapter", "is an adapter", make=adapter_alone),
+    Row("publishing an adapter", "publish <publish> --folder adapter", "merge_adapter=True", make=adapter_alone),
     Row(
         "exporting an adapter",
         "export --model_name_or_path adapter --output out.pt2 --format torch",
