@@ -86,6 +86,9 @@ def processor_for(
     Raises:
         UsageError: there is none, or one that cannot be saved with the model.
     """
+    cfg = getattr(model.config, "pretrained_cfg", None) or {}
+    if given is None and "mean" in cfg and "input_size" in cfg and len(cfg["mean"]) != cfg["input_size"][0]:
+        return timm_processor(model, for_channels(cfg, model_channels(model)))  # of older folders for grey images
     processor = given
     if not isinstance(given, BaseImageProcessor):
         options = from_pretrained if given is None else {**from_pretrained, "revision": None}
@@ -177,20 +180,22 @@ def of_channels(model: PreTrainedModel, processor: BaseImageProcessor) -> BaseIm
         raise UsageError(f"it takes images of {channels} channels: only those of RGB (3) and grey (1) images can be read")
     data_config = getattr(processor, "data_config", None)
     if data_config is not None:  # timm
-        return (
-            processor
-            if data_config["input_size"][0] == channels
-            else timm_processor(model, for_channels(data_config, channels))
-        )
+        if data_config["input_size"][0] == channels:
+            return processor
+        return timm_processor(model, for_channels(data_config, channels))
     mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
     if channels == 3:
         if image_channels(processor) == 3:
             return processor
         return changed_processor(processor, image_mean=_average(mean), image_std=_average(std))
-    values = [[0.0], [1.0]] if mean is None or std is None else [[_average(each)] for each in (mean, std)]
-    changes: dict[str, Any] = {"image_mean": values[0], "image_std": values[1]}
-    changes |= {name: False for name in ("do_convert_rgb", "do_flip_channel_order") if hasattr(processor, name)}
-    return changed_processor(processor, **changes)
+    of_colours = [name for name in ("do_convert_rgb", "do_flip_channel_order") if getattr(processor, name, False)]
+    if image_channels(processor) == 1 and not of_colours:
+        return processor
+    values = [0.0, 1.0] if mean is None or std is None else [_average(mean), _average(std)]
+    if any(isinstance(given, list | tuple) and len(set(given)) > 1 for given in (mean, std)):
+        logger.warning(f"The image processor has statistics of three channels: from now on their average {values}")
+    changes: dict[str, Any] = {"image_mean": [values[0]], "image_std": [values[1]]}
+    return changed_processor(processor, **changes, **dict.fromkeys(of_colours, False))
 
 
 def for_channels(cfg: dict[str, Any], channels: int) -> dict[str, Any]:

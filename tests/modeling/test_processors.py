@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 
 import datasets
 import numpy as np
@@ -24,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from hf_robust_transfer.attacks import pgd
 from hf_robust_transfer.cli.main import run_command
+from hf_robust_transfer.cli.options import ModelArguments
 from hf_robust_transfer.data import PixelDataset, to_pixels
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.hub import stand_alone
@@ -279,6 +281,23 @@ def test_a_timm_model_of_one_channel_loads_everywhere_and_has_the_average_statis
     assert adversarial.shape == images.shape and (adversarial - images).abs().max() <= 0.1 + 1e-6
 
 
+@pytest.mark.parametrize(("channels", "means"), [(1, 3), (3, 3), (3, 1)])
+def test_a_timm_folder_that_states_other_channels_than_its_model_has_is_put_right(channels, means, tmp_path):
+    model, processor = create_model(
+        "cifar_wrn", id2label=ANIMALS, model_args={"depth": 10, "width": 1, "in_chans": 1}, image_size=8
+    )
+    model.config.pretrained_cfg |= {"input_size": [channels, 8, 8], "mean": [0.3] * means, "std": [0.2] * means}
+    loaded, repaired = load_model(saved(model, processor, tmp_path))
+    assert pixel_statistics(repaired) == ((0.3,), (0.2,)) and image_sizes(repaired) == {(8, 8)}
+    assert loaded.config.pretrained_cfg["input_size"] == (1, 8, 8)
+
+
+def test_an_average_of_three_means_is_told(tmp_path, caplog):
+    folder = saved(grey_network(), ViTImageProcessor(**TWICE), tmp_path)
+    assert pixel_statistics(load_model(folder)[1]) == ((0.5,), (0.25,))
+    assert "their average [0.5, 0.25]" in caplog.text
+
+
 def test_colour_images_become_grey_for_a_model_of_one_channel_and_it_is_said_once(tmp_path, caplog):
     pictures = [noise(9, 9).convert("L"), noise(9, 9), noise(9, 9, seed=1), noise(9, 9).convert("L").convert("RGB")]
     files = [str(tmp_path / f"{number}.png") for number in range(len(pictures))]
@@ -378,6 +397,11 @@ def test_a_timm_model_takes_the_image_processor_of_another_timm_model_and_saves_
 def test_an_image_processor_that_could_not_be_saved_with_the_model_is_refused(tiny, tmp_path, kind, other):
     with pytest.raises(UsageError, match="cannot be saved with"):
         load_model(saved(*tiny(kind, ANIMALS), tmp_path), processor=tiny(other, ANIMALS)[1])
+
+
+def test_whatever_chooses_the_model_tells_one_run_from_another():
+    of_no_effect = {"cache_dir", "token", "overwrite_output_dir"}
+    assert set(ModelArguments().defining_options) == {option.name for option in fields(ModelArguments)} - of_no_effect
 
 
 def test_an_untrained_architecture_takes_no_other_image_processor():
