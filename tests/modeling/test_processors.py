@@ -37,7 +37,11 @@ from hf_robust_transfer.threat_model import ThreatModel
 
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
 # Of images of text as large as a page, or of no images at all.
-LARGE = {"DonutImageProcessor": {"size": {"height": 64, "width": 48}}}
+LARGE = {
+    "DonutImageProcessor": {"size": {"height": 64, "width": 48}},
+    "SegformerImageProcessor": {"size": {"height": 96, "width": 96}},
+    "TextNetImageProcessor": {"size": {"shortest_edge": 64}},
+}
 NO_IMAGES = {"ImageGPTImageProcessor", "Siglip2ImageProcessor", "Gemma3ImageProcessor", "TimmWrapperImageProcessor"}
 KINDS = sorted(
     {
