@@ -8,8 +8,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from . import randomness
 from .errors import UsageError
+from .randomness import normal, uniform
 
 NORMS = ("linf", "l2")
 
@@ -111,11 +111,11 @@ class ThreatModel:
         """
         shape, dtype = images.shape[1:], torch.promote_types(images.dtype, torch.float32)
         if self.norm == "linf":
-            delta = (2 * randomness.uniform(keys, shape, dtype) - 1) * self.eps
+            delta = (2 * uniform(keys, shape, dtype) - 1) * self.eps
         else:
             # A uniform direction, and a radius of U^(1/d), is uniform in the d-dimensional ball.
-            direction = randomness.normal(keys, shape, dtype)
-            radius = randomness.uniform(~keys, (1, 1, 1), dtype) ** (1 / shape.numel())
+            direction = normal(keys, shape, dtype)
+            radius = uniform(~keys, (1, 1, 1), dtype) ** (1 / shape.numel())
             delta = direction * (self.eps * radius / _l2(direction))
         return self.project(images + delta.to(images.device), images)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import randomness
+from ..randomness import sample_keys, uniform
 
 
 def mirrored(seed: int, indices: Tensor) -> Tensor:
@@ -12,7 +12,7 @@ def mirrored(seed: int, indices: Tensor) -> Tensor:
 
 
 def _draws(seed: int, indices: Tensor) -> Tensor:
-    return randomness.uniform(randomness.sample_keys(seed, indices), (3,))
+    return uniform(sample_keys(seed, indices), (3,))
 
 
 def augment(images: Tensor, *, seed: int, indices: Tensor, crop_padding: int = 0, flip: bool = False) -> Tensor:

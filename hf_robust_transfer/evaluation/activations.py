@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..attacks.eval_mode import untouched
 from ..modeling.classifier import PixelClassifier, full_precision
-from ..transfer.blocks import blocks
+from ..transfer.block_order import blocks
 
 
 def activation_shift(classifier: PixelClassifier, images: Tensor, adversarial: Tensor) -> dict[str, Tensor]:

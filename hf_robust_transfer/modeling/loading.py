@@ -33,7 +33,7 @@ from .input_size import (
 )
 from .processors import check_processor
 from .resizing import at_size
-from .weights import building_at_most, check_config, check_weights, size_limit
+from .weights import building_at_most, check_config, check_weights, save_shared_tensors_apart, size_limit
 
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 # What timm has to know of an architecture to load its weights with another head, other channels, or at all.
@@ -123,7 +123,16 @@ def load_model(
     labels = dict(model.config.id2label if id2label is None else id2label)
     if head_args or headless or labels != dict(model.config.id2label):
         replace_head(model, labels, head_args)
-    return model.eval().to(memory_format=torch.channels_last), own
+    return _made_ready(model), own
+
+
+def _made_ready(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in eval mode, its convolutions in the format in which they are fastest, and such that it can be saved."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    save_shared_tensors_apart(model)
+    return model.eval()
 
 
 def _config(name_or_path: str, id2label: dict[int, str] | None, **from_pretrained: Any) -> Any:
@@ -208,7 +217,7 @@ def create_model(
     model = TimmWrapperForImageClassification(config)
     # The wrapper draws every convolution and linear layer anew from N(0, 0.02²); timm's own initialisation is better.
     model.timm_model.load_state_dict(initialised.state_dict())
-    model.eval().to(memory_format=torch.channels_last)
+    _made_ready(model)
     processor = TimmWrapperImageProcessor(pretrained_cfg, architecture)
     check_processor(processor)
     if size is not None and (reason := refusal(model, as_size(size))) is not None:

@@ -71,6 +71,20 @@ def check_weights(model: nn.Module, loading: Mapping[str, Any], *, head: Collect
     return headless
 
 
+def save_shared_tensors_apart(model: nn.Module) -> None:
+    """Let tensors that a model has under several names be saved under each of them, as timm expects them (CoaT)."""
+    if len({id(tensor) for tensor in model.state_dict(keep_vars=True).values()}) < len(model.state_dict()):
+        model.register_state_dict_post_hook(_apart)
+
+
+def _apart(model: nn.Module, tensors: dict[str, Any], *_: Any) -> None:
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+
+
 def _kind(name: str) -> str:
     """A tensor's name without the numbers of the blocks that it is in."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)

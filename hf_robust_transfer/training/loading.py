@@ -4,12 +4,14 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, cast
 
 from datasets import DatasetDict, IterableDatasetDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
+from transformers.utils import logging
 
 from ..data import Indexed, PixelDataset, as_pixel_dataset, as_pixels, choose_split
 from ..data.columns import refuse_streams
@@ -21,9 +23,11 @@ from ..objectives import ObjectiveOutput, trait
 from ..randomness import fold_in
 from ..transfer import head_learning_rate
 from .arguments import RobustTrainingArguments
+from .gate import check_that_it_takes, head_takes_features
 from .preparing import check_that_it_merges
 from .reporting import random_state_kept
 
+logger = logging.get_logger(__name__)
 _REPLAY = 3  # the purpose that a sampler's randomness is drawn for, as a part of its address
 
 
@@ -110,6 +114,21 @@ class LoadingTrainer(Trainer):
         named = "fingerprint" in dir(self.train_dataset)  # not yet asked for: it may take a look at all images
         return self.args.cache_features and not self.args.random_crop and named
 
+    @cached_property
+    def caches_student_features(self) -> bool:
+        """Whether the student's features are among them, where its backbone is still: its head alone gives the logits."""
+        if not (self.caches_features and trait(self.training_objective, "clean_only")):
+            return False
+        takes_them = head_takes_features(self.classifier, self.few_images(2))
+        if not takes_them:
+            logger.warning("the head takes more than the features of an image, which are computed in each step therefore")
+        return takes_them
+
+    @property
+    def classifier(self) -> PixelClassifier:
+        """The model over [0, 1] pixels."""
+        return PixelClassifier(cast(Any, self.model), cast(Any, self.processing_class))
+
     def few_images(self, number: int) -> Tensor:
         """The first training images, at most so many, in [0, 1] and on the device of training."""
         items = self.with_indices(self.train_dataset, "train")
@@ -125,8 +144,9 @@ class LoadingTrainer(Trainer):
         open_ = args.transfer is not None and args.optim == "sgd" and getattr(args, name) is None and trains_alone
         if not open_ or data is None:
             return
-        classifier = PixelClassifier(cast(Any, self.model), cast(Any, self.processing_class))
-        setattr(args, name, head_learning_rate(classifier, self.few_images(128)))
+        images = self.few_images(128)
+        check_that_it_takes(self.classifier, images[:2])
+        setattr(args, name, head_learning_rate(self.classifier, images))
 
     def try_to_merge(self) -> None:
         """Where an adapter of peft is to be merged into the weights, make sure before training that it can be.
@@ -146,8 +166,7 @@ class LoadingTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images with their indices; only labels where features are all that is looked at."""
         given: Any = self.train_dataset
-        clean_only = trait(self.training_objective, "clean_only") and self.args.freeze == "backbone"
-        if clean_only and self.caches_features and isinstance(given, PixelDataset):
+        if self.args.freeze == "backbone" and isinstance(given, PixelDataset) and self.caches_student_features:
             given = self._indexed([{"labels": label} for label in given.labels])
         with self._seen_as("train_dataset", given):
             return super().get_train_dataloader()

@@ -17,14 +17,13 @@ from ..functions import choose_function, registered
 from ..modeling.classifier import PixelClassifier, full_precision
 from ..modeling.heads import head_parameters
 from ..modeling.processors import pixel_statistics
-from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep, trait
+from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, make_teacher
 from ..transfer.warm_start import steps_of
 from .arguments import RobustTrainingArguments
 from .known_features import FeatureCache, known_features
-from .loading import LoadingTrainer
 from .preparing import leaves_no_folder, prepare
 from .reporting import LossTerms, random_state_kept, robustness_metrics
 from .running import RunningTrainer
@@ -34,7 +33,7 @@ from .saving import OnTrainBegin, SavingTrainer
 _ATTACK, _AUGMENTATION, _EVALUATION = range(3)
 
 
-class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
+class RobustTrainer(RunningTrainer, SavingTrainer):
     """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
 
     Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
@@ -160,8 +159,8 @@ class RobustTrainer(LoadingTrainer, RunningTrainer, SavingTrainer):
             precision=str(self.accelerator.mixed_precision),  # may come from `accelerate launch` as well
         )
         starts_warm = self.state.global_step < steps_of(self.args.warm_start_steps, self.state.max_steps)
-        if trait(self.training_objective, "clean_only") and (self.args.freeze == "backbone" or starts_warm):
-            self._student_features = find(PixelClassifier(self.model, self.processing_class))
+        if (self.args.freeze == "backbone" or starts_warm) and self.caches_student_features:
+            self._student_features = find(self.classifier)
         if self.args.lwf_weight:
             assert self.teacher is not None
             self._teacher_features = find(self.teacher)

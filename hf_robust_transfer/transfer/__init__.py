@@ -1,6 +1,6 @@
 """Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
 
-from .blocks import Block, blocks
+from .block_order import Block, blocks
 from .distillation import DISTANCES, feature_distance, make_teacher
 from .freezing import describe, eval_where_frozen, freeze
 from .presets import PRESETS, preset

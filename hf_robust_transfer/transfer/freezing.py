@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 from ..errors import UsageError
 from ..modeling.adapters import adapted_layer, is_adapted, plain, whole_layers
 from ..modeling.heads import head, is_of_head
-from .blocks import Block, blocks
+from .block_order import Block, blocks
 
 # Where a model notes the names of the parameters that `freeze` froze; its copies take the note along.
 _FROZEN_HERE = "_frozen_by_freeze"

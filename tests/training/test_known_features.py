@@ -235,4 +235,4 @@ def test_a_data_set_without_a_fingerprint_may_change_its_items(tiny, digit_batch
     trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=Changing())
     looks = len(read)
     trainer.train()
-    assert len(read) - looks == 3 * len(labels)
+    assert len(read) - looks == 2 + 3 * len(labels)  # two, to see that the model takes them
