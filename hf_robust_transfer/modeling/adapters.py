@@ -5,11 +5,14 @@ Nothing here imports peft before there is such a model, which has imported it.
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import nn
 
-from ..errors import UsageError
+from ..errors import UsageError, listed
+from ..run_folder import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -85,6 +88,35 @@ def whole_layers(model: nn.Module) -> set[nn.Module]:
     """The modules of the layers that train whole and are saved whole with an adapter (``modules_to_save``)."""
     kept = (dict(module.named_children()).get("modules_to_save") for module in model.modules() if adapted_layer(module))
     return {module for each in kept if each is not None for module in each.modules()}
+
+
+def check_saved_adapter(model: Any, folder: str | Path) -> None:
+    """Make sure that a trainer's checkpoint is of such a model: with the same adapter, or without one.
+
+    Args:
+        model: that is to go on from it.
+        folder: the checkpoint.
+
+    Raises:
+        UsageError: it is of another kind of model, which would be left as it is, or has another adapter.
+    """
+    alone = Path(folder, ADAPTER_CONFIG_NAME).is_file()
+    if alone != is_adapted(model):
+        raise UsageError(
+            f"{folder} is of a model {'with' if alone else 'without'} an adapter of peft, but what is to go on from it"
+            f" is one {'without' if alone else 'with'} it"
+        )
+    if not alone:
+        return
+    from peft import get_peft_model_state_dict
+
+    own = get_peft_model_state_dict(model, adapter_name=model.active_adapter, save_embedding_layers=False)
+    with safe_open(Path(folder, ADAPTER_WEIGHTS_NAME), "pt") as saved:
+        shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118 - no mapping
+    other = sorted(name for name, tensor in own.items() if shapes.get(name) != tuple(tensor.shape))
+    other += sorted(set(shapes) - set(own))
+    if other:
+        raise UsageError(f"{folder} has another adapter: other ranks or layers, as in {listed(other, 3)}")
 
 
 def not_saved(model: Any) -> list[str]:

@@ -90,6 +90,10 @@ def train_and_evaluate(
             f"the model's head has {len(labels)} labels ({listed(labels)}), the data set {len(splits.labels)}"
             f" ({listed(splits.labels)}): replace the head with load_model(…, id2label=…)"
         )
+    if is_adapted(model):
+        if args.merge_adapter is False:
+            raise UsageError("a run leaves a whole model, which --merge_adapter false does not: leave it out")
+        args.merge_adapter = True
     set_seed(args.seed)
     datasets: dict[str, PixelDataset] = {}
     for name in ("train", "validation", "test"):

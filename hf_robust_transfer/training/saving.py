@@ -18,7 +18,7 @@ from transformers.utils.hub import PushInProgress
 from ..errors import UsageError
 from ..hub import PublishingError, publish, publish_in_background, stand_alone
 from ..hub.access import reason
-from ..modeling.adapters import is_adapted, merged
+from ..modeling.adapters import check_saved_adapter, is_adapted, merged
 from ..modeling.weights import not_finite
 from ..run_folder import (
     ADAPTER_CONFIG_NAME,
@@ -58,8 +58,16 @@ class SavingTrainer(Trainer):
     trained_on: dict[str, Any] | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train, as for `transformers.Trainer`."""
+        """Train, as for `transformers.Trainer`.
+
+        Raises:
+            UsageError: the checkpoint is of a model with an adapter of peft and this one has none, or another.
+        """
         self.resumed_from = resume_from_checkpoint
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)  # which write other files
+        if checkpoint is not None and checkpoint.is_dir() and self.model is not None and whole:
+            check_saved_adapter(self.model, checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
@@ -145,6 +153,10 @@ class SavingTrainer(Trainer):
             for buffer in self.model.buffers():
                 broadcast(buffer)
 
+    def _checkpoint(self, given: str | bool | None) -> Path | None:
+        found = get_last_checkpoint(str(self.args.output_dir)) if given is True else given
+        return Path(str(found)) if found else None
+
     def _carried_file(self, folder: Path) -> Path:
         return folder / f"carried_{self.args.process_index}.safetensors"
 
@@ -154,10 +166,9 @@ class SavingTrainer(Trainer):
         Args:
             checkpoint: its folder, or True for the last in the output folder, as for `transformers.Trainer.train`.
         """
-        if checkpoint is True:
-            checkpoint = get_last_checkpoint(str(self.args.output_dir))
+        folder = self._checkpoint(checkpoint)
         self.carried.clear()
-        if checkpoint and (file := self._carried_file(Path(str(checkpoint)))).is_file():
+        if folder is not None and (file := self._carried_file(folder)).is_file():
             self.carried.update(send_to_device(load_file(file), self.args.device))
 
     def push_to_hub(

@@ -12,6 +12,7 @@ from tiny_models import PLAIN
 from transformers import AutoModelForImageClassification, pipeline
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel
+from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.hub.card import model_card, read_facts
 from hf_robust_transfer.modeling import load_model
@@ -152,7 +153,7 @@ def test_without_merging_the_adapter_is_saved_as_peft_saves_it(adapted, base, tr
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_a_resumed_training_ends_with_the_weights_of_one_that_was_not_stopped(adapted, trainer_of, tmp_path, merge):
+def test_a_resumed_training_ends_with_the_weights_of_one_that_was_not_stopped(adapted, base, trainer_of, tmp_path, merge):
     options = {
         "save_strategy": "steps",
         "save_steps": 2,
@@ -169,6 +170,16 @@ def test_a_resumed_training_ends_with_the_weights_of_one_that_was_not_stopped(ad
         again, _ = adapted(lora_dropout=0.2)
         trainer_of(again, processor, **options).train(str(tmp_path / f"run/checkpoint-{step}"))
         assert all(torch.equal(value, state(model)[name]) for name, value in state(again).items())
+    checkpoint = str(tmp_path / "run/checkpoint-2")
+    for other, refused in (
+        (base()[0], "is of a model with an adapter of peft, but"),
+        (adapted(r=2)[0], "has another adapter: other ranks or layers"),
+        (adapted(target_modules=["qkv", "fc2"])[0], "has another adapter: .*fc2"),
+        (adapted(modules_to_save=None)[0], "has another adapter: .*head.weight"),
+    ):
+        merging = {"merge_adapter": None, "warm_start_steps": 0}
+        with pytest.raises(UsageError, match=refused):
+            trainer_of(other, processor, **{**options, **merging}).train(checkpoint)
 
 
 def test_the_best_adapter_is_loaded_at_the_end(adapted, trainer_of, tmp_path):
