@@ -157,7 +157,7 @@ def _train(trainer: RobustTrainer, resume_from: str | None) -> dict[str, float]:
     trained = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(_internal_call=True)  # published when all of it is there
     if trainer.is_world_process_zero():
-        check_saved(str(trainer.args.output_dir), trainer.classifier, trainer.few_images(2))
+        check_saved(str(trainer.args.output_dir), trainer.classifier.merged(), trainer.few_images(2))
     trainer.save_state()
     _write(trainer, results_name("train"), trained.metrics)
     return trained.metrics
