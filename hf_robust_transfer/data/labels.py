@@ -23,8 +23,13 @@ def without_format(split: Dataset) -> Dataset:
     """A data set whose rows come as they are stored, whatever format was set.
 
     Raises:
-        UsageError: it has a transform, which would be lost.
+        UsageError: it is no `datasets.Dataset`, or has a transform, which would be lost.
     """
+    if not isinstance(split, Dataset):
+        raise UsageError(
+            f"a datasets.Dataset is needed, not a {type(split).__name__}: of several splits give one; others are for"
+            " RobustTrainer and evaluate_robustness, or hf_robust_transfer.data.as_pixel_dataset"
+        )
     if has_transform(split):
         raise UsageError(
             "the data set has a transform of its own (with_transform, set_transform): take it off with with_format(None),"

@@ -9,7 +9,9 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 from transformers import BaseImageProcessor
 from transformers.utils import logging
+from transformers.video_processing_utils import BaseVideoProcessor
 
+from ..errors import UsageError
 from .decoding import is_coloured, to_grey, to_rgb
 
 logger = logging.get_logger(__name__)
@@ -23,6 +25,21 @@ _UNNORMALISED = {
     "include_top": False,
     "do_flip_channel_order": False,
 }
+
+
+def check_is_image_processor(processor: Any) -> None:
+    """Make sure that something is an image processor.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(processor, BaseImageProcessor) or isinstance(processor, BaseVideoProcessor):
+        within = isinstance(getattr(processor, "image_processor", None), BaseImageProcessor)
+        raise UsageError(
+            "the model's image processor is needed, whose normalisation happens inside, but there is"
+            f" {'none' if processor is None else f'a {type(processor).__name__}'}: give"
+            + (" its image_processor" if within else " what load_model returns beside the model, or AutoImageProcessor's")
+        )
 
 
 def image_channels(processor: BaseImageProcessor) -> int:
@@ -51,7 +68,11 @@ def to_pixels(processor: BaseImageProcessor) -> Callable[[Image.Image], Tensor]:
     Returns:
         A function from an image of any mode and size to float32 pixels in [0, 1] at the model's resolution: (3, H, W) in
         the order red, green, blue, in whichever order the model takes them, or (1, H, W) of grey.
+
+    Raises:
+        UsageError: what `check_is_image_processor` raises.
     """
+    check_is_image_processor(processor)
     grey = image_channels(processor) == 1
     decode = _Grey() if grey else _rgb
     transforms = getattr(processor, "val_transforms", None)

@@ -1,6 +1,6 @@
 """Choose the splits, classes and subsets of a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def load_image_splits(arguments: DataArguments, *, seed: int = 0, **load_options
     return choose_splits(load_splits(arguments, load_options), arguments, seed=seed)
 
 
-def choose_splits(splits: DatasetDict | Dataset, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
+def choose_splits(splits: Mapping[str, Dataset] | Dataset, arguments: DataArguments, *, seed: int = 0) -> ImageSplits:
     """Choose columns, classes, splits and subsets of a data set that is loaded already.
 
     A validation or test split without a label is left out with a warning.
@@ -70,9 +70,10 @@ def choose_splits(splits: DatasetDict | Dataset, arguments: DataArguments, *, se
         UsageError: a missing split or column, an unknown class, fewer than two, one without a training image, one that only
             another split has, or images without a label.
     """
-    splits = DatasetDict(train=splits) if isinstance(splits, Dataset) else splits
+    splits = splits if isinstance(splits, Mapping) else {"train": splits}
     for split in splits.values():
         refuse_streams(split, "data set")
+    splits = DatasetDict({name: without_format(split) for name, split in splits.items()})
     own = {name: splits[found] for name in SPLIT_WORDS if (found := _called(splits, name)) is not None}
     if "train" not in own:
         raise UsageError(f"the data set has no training split, only {listed(splits)}: give --train_dir")

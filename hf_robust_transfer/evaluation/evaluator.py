@@ -5,15 +5,16 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from evaluate import EvaluationModule
 from evaluate.evaluator.base import Evaluator
 from torch import Tensor
 from transformers import AutoImageProcessor, BaseImageProcessor, Pipeline, PreTrainedModel
 
-from ..data import PixelDataset, as_labels_of
+from ..data import PixelDataset, as_labels_of, choose_split
 from ..data.arguments import check_data_set_name
-from ..data.labels import check_label_column, with_labels
+from ..data.columns import refuse_streams
+from ..data.labels import check_label_column, with_labels, without_format
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..threat_model import ThreatModel
@@ -61,7 +62,7 @@ class RobustnessEvaluator(Evaluator):
     def compute(
         self,
         model_or_pipeline: str | Pipeline | PreTrainedModel | None = None,
-        data: str | Dataset | None = None,
+        data: str | Dataset | DatasetDict | None = None,
         subset: str | None = None,
         split: str | None = None,
         metric: str | EvaluationModule | None = None,
@@ -80,8 +81,9 @@ class RobustnessEvaluator(Evaluator):
 
         Args:
             model_or_pipeline: a checkpoint folder or Hub id, a model (with ``feature_extractor``) or a pipeline.
-            data: a data set with images and labels, or the name of one.
-            subset, split: of a data set that is given by its name.
+            data: a data set with images and labels, its splits, or the name of one.
+            subset: of a data set that is given by its name.
+            split: likewise; of splits, by default the test split, else the validation split.
             metric: a metric, or its name; by default this package's ``robust_accuracy``.
             tokenizer: has no meaning for images.
             feature_extractor: the image processor of a model that comes without.
@@ -102,6 +104,11 @@ class RobustnessEvaluator(Evaluator):
             raise UsageError("an image classifier has no tokenizer: leave it out")
         if isinstance(data, str):
             check_data_set_name(data, "data=")
+        if isinstance(data, Mapping):
+            data = data[choose_split(data, split or "test")]
+        if data is not None and not isinstance(data, str):
+            refuse_streams(data, "data")
+            data = without_format(data)
         loaded: Dataset = self.load_data(data=data, subset=subset, split=split)
         self.check_required_columns(loaded, {"input_column": input_column, "label_column": label_column})
         classifier, processor = self._classifier(model_or_pipeline, feature_extractor, device)

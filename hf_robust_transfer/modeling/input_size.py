@@ -11,8 +11,9 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from transformers.utils import logging
 
 from ..data import image_channels
+from ..data.processing import check_is_image_processor
 from ..errors import UsageError
-from .processors import LARGEST_SIDE, changed_processor, check_is_image_processor, check_processor, image_sizes, of_size
+from .processors import LARGEST_SIDE, changed_processor, check_processor, image_sizes, of_size
 
 logger = logging.get_logger(__name__)
 Size = tuple[int, int]  # height and width

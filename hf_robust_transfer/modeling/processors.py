@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
-from transformers.video_processing_utils import BaseVideoProcessor
 
 from ..data import image_channels, to_pixels
+from ..data.processing import check_is_image_processor
 from ..errors import UsageError, listed
 
 LARGEST_SIDE = 8192  # of an image, in pixels
@@ -36,21 +36,6 @@ def pixel_statistics(processor: Any) -> tuple[tuple[float, ...], tuple[float, ..
         UsageError: whatever `normalisation` raises.
     """
     return normalisation(processor)[:2]
-
-
-def check_is_image_processor(processor: Any) -> None:
-    """Make sure that something is an image processor.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if not isinstance(processor, BaseImageProcessor) or isinstance(processor, BaseVideoProcessor):
-        within = isinstance(getattr(processor, "image_processor", None), BaseImageProcessor)
-        raise UsageError(
-            "the model's image processor is needed, whose normalisation happens inside, but there is"
-            f" {'none' if processor is None else f'a {type(processor).__name__}'}: give"
-            + (" its image_processor" if within else " what load_model returns beside the model, or AutoImageProcessor's")
-        )
 
 
 _known: dict[str, Normalisation] = {}

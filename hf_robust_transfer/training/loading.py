@@ -74,8 +74,11 @@ class LoadingTrainer(Trainer):
 
     def _make_ready(self) -> None:
         """Make data sets of pixels of what was given, and see that there is something to train on."""
-        self.train_dataset = self._as_pixels(self.train_dataset, "train")
-        self.eval_dataset = several = cast(Any, self._as_pixels(self.eval_dataset, "validation"))
+        if self.train_dataset is not None:
+            self.train_dataset = self._as_pixels(self.train_dataset, "train")
+        if self.eval_dataset is not None:
+            self.eval_dataset = self._as_pixels(self.eval_dataset, "validation")
+        several = cast(Any, self.eval_dataset)
         self._ready = [self.train_dataset, *(several.values() if isinstance(several, dict) else [several])]
         self._check_that_it_trains()
 
@@ -166,6 +169,8 @@ class LoadingTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The training images with their indices; only labels where features are all that is looked at."""
         given: Any = self.train_dataset
+        if given is None:
+            raise UsageError("there is no training image: give train_dataset=")
         if self.args.freeze == "backbone" and isinstance(given, PixelDataset) and self.caches_student_features:
             given = self._indexed([{"labels": label} for label in given.labels])
         with self._seen_as("train_dataset", given):
@@ -179,6 +184,13 @@ class LoadingTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Evaluation images with their indices; as for `transformers.Trainer`."""
         if eval_dataset is None or isinstance(eval_dataset, str):
+            known: Any = self.eval_dataset
+            if known is None:
+                raise UsageError("there is no image to evaluate on: give eval_dataset=")
+            if isinstance(eval_dataset, str) and (not isinstance(known, dict) or eval_dataset not in known):
+                raise UsageError(
+                    f"eval_dataset {eval_dataset!r} is none of the trainer's: give its eval_dataset as a dictionary"
+                )
             with self._seen_as("eval_dataset", self.eval_dataset):
                 return super().get_eval_dataloader(eval_dataset)
         return super().get_eval_dataloader(self.with_indices(eval_dataset, "validation"))
@@ -212,10 +224,11 @@ class LoadingTrainer(Trainer):
         return dataset if isinstance(dataset, Indexed) else self._indexed(self._as_pixels(dataset, name, labelled))
 
     def _as_pixels(self, dataset: Any, name: str, labelled: bool = True) -> Any:
-        if dataset is None:
-            return None
         if isinstance(dataset, dict) and name == "validation":  # to be evaluated on one by one
             return {key: self._as_pixels(each, key) for key, each in dataset.items()}
+        refuse_streams(dataset, f"{name} data set")
+        if not len(dataset) and labelled and name != "train":
+            raise UsageError(f"the {name} data set has no image")
         if any(dataset is each for each in self._ready):
             return dataset
         with random_state_kept(self.args.device):

@@ -2,7 +2,16 @@
 
 from row import Row
 
-from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, evaluate_robustness
+from hf_robust_transfer import (
+    PixelClassifier,
+    PixelDataset,
+    RobustnessEvaluator,
+    RobustTrainer,
+    RobustTrainingArguments,
+    ThreatModel,
+    evaluate_robustness,
+)
+from hf_robust_transfer.data import DataArguments, as_labels_of, choose_splits
 from hf_robust_transfer.modeling import load_model
 
 
@@ -58,6 +67,18 @@ def renamed(data):
     return coarse.rename_column("label", "fine")
 
 
+def called(act):
+    """Call a function of the digits, of the model and of its image processor."""
+    return lambda here, places: act(digits_of(places), *load_model(str(places["model"])))
+
+
+def evaluator_on(change):
+    def act(data, model, processor):
+        RobustnessEvaluator(ThreatModel(), "fgsm").compute(model, change(data), feature_extractor=processor)
+
+    return called(act)
+
+
 TRAIN, EVALUATE = "pretrain <pretrain> --dataset_name mine", "evaluate <evaluate> --dataset_name mine"
 FOLDER = "pretrain <tiny> --output_dir run --use_cpu --train_dir mine"
 ROWS = [
@@ -81,4 +102,16 @@ ROWS = [
     Row("a fraction as label", trained_on(lambda d: [(d["train"][0]["image"], 0.5)]), "row 0"),
     Row("no image processor", trained_on(lambda d: d, processing_class=None), "image processor is needed"),
     Row("a name for the image processor", trained_on(lambda d: d, processing_class="vit"), "there is a str"),
+    Row("no image to validate on", trained_on(lambda d: d, eval_dataset=[]), "the validation data set has no image"),
+    Row("nothing among data sets", trained_on(lambda d: d, eval_dataset={"a": None}), "the a data set is a NoneType"),
+    Row("a stream among data sets", trained_on(lambda d: d, eval_dataset={"a": iter([])}), "without streaming=True"),
+    Row("splits as one", called(lambda data, _, processor: PixelDataset(data, processor)), "not a DatasetDict"),
+    Row("rows as a data set", called(lambda data, _, processor: PixelDataset([], processor)), "not a list"),
+    Row("pixels without a processor", called(lambda data, *_: PixelDataset(data["test"], None)), "processor is needed"),
+    Row("splits of rows", called(lambda *_: choose_splits({"train": []}, DataArguments())), "not a list"),
+    Row("labels of rows", called(lambda *_: as_labels_of([], ["cat", "dog"])), "not a list"),
+    Row("an evaluator's stream", evaluator_on(lambda d: d["test"].to_iterable_dataset()), "without streaming=True"),
+    Row("an evaluator's rows", evaluator_on(lambda d: [{"image": "a.png", "label": 0}]), "not a list"),
+    Row("an evaluator's transform", evaluator_on(lambda d: d["test"].with_transform(dict)), "a transform of its own"),
+    Row("an evaluator's training images", evaluator_on(lambda d: {"train": d["train"]}), "chosen from train"),
 ]  # fmt: skip

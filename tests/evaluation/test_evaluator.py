@@ -74,6 +74,16 @@ def test_the_evaluator_refuses_what_it_cannot_evaluate(trained, data, arguments,
         RobustnessEvaluator(EPS).compute(**given)
 
 
+def test_the_evaluator_takes_the_test_split_whatever_its_format(trained, data):
+    model, processor = trained
+    images = images_of(data[:20])
+    splits = datasets.DatasetDict(train=images.select([0]), test=images.with_format("torch"))
+    evaluator = RobustnessEvaluator(EPS, "fgsm")
+    alone, of_splits = (evaluator.compute(model, each, feature_extractor=processor) for each in (images, splits))
+    for name in ("clean_accuracy", "robust_accuracy"):
+        assert alone[name] == of_splits[name]
+
+
 def test_the_evaluator_matches_labels_by_name(trained, data):
     model, processor = trained
     images = images_of(data[:30])
