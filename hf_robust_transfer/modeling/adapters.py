@@ -67,7 +67,12 @@ def merged(model: Any, *, needed: bool = True) -> Any:
     if not is_adapted(model):
         return model
     try:
-        return copy.deepcopy(model).merge_and_unload(safe_merge=True)
+        whole = copy.deepcopy(model).merge_and_unload(safe_merge=True)
+        for name, module in list(whole.named_modules()):
+            if adapted_layer(module) is not None:  # LNTuning leaves the layers that train whole as they are
+                options = {"merge": True, "safe_merge": True, "adapter_names": None}
+                whole.set_submodule(name, module.unload_and_optionally_merge_module(**options))
+        return whole
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         if not needed:
             return model

@@ -1,12 +1,12 @@
 """Models with adapters of peft through the trainer: what trains, what is saved, and how a training goes on."""
 
-import json
+import ast
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from peft import AdaLoraConfig, IA3Config, LoraConfig, OFTConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LNTuningConfig, LoraConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from tiny_models import PLAIN
 from transformers import AutoModelForImageClassification, pipeline
@@ -152,7 +152,7 @@ def test_without_merging_the_adapter_is_saved_as_peft_saves_it(adapted, base, tr
     assert_equal(loaded, expected)
 
 
-@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("merge", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_training_ends_with_the_weights_of_one_that_was_not_stopped(adapted, base, trainer_of, tmp_path, merge):
     options = {
         "save_strategy": "steps",
@@ -205,12 +205,18 @@ def test_the_best_adapter_is_loaded_at_the_end(adapted, trainer_of, tmp_path):
     ("config", "options"),
     [
         (LoraConfig, {"use_dora": True}),
-        (LoraConfig, {"bias": "all"}),
         (LoraConfig, {"target_modules": "all-linear", "modules_to_save": None}),
-        (LoraConfig, {"r": 10}),  # as many as there are labels
-        (AdaLoraConfig, {"total_step": 10, "init_r": 4, "target_r": 2}),
-        (IA3Config, {"feedforward_modules": ["fc1"]}),
-        (OFTConfig, {"oft_block_size": 4}),
+        (LNTuningConfig, {"target_modules": ["norm1"]}),
+        *(
+            pytest.param(config, options, marks=pytest.mark.slow)
+            for config, options in (
+                (LoraConfig, {"bias": "all"}),
+                (LoraConfig, {"r": 10}),  # as many as there are labels
+                (AdaLoraConfig, {"total_step": 10, "init_r": 4, "target_r": 2}),
+                (IA3Config, {"feedforward_modules": ["fc1"]}),
+                (OFTConfig, {"oft_block_size": 4}),
+            )
+        ),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "-".join(value),
 )
@@ -287,12 +293,10 @@ def test_a_head_that_does_not_train_stays_and_is_told_of(adapted, trainer_of, ca
     assert 'name it in the adapter\'s modules_to_save=["head"]' in caplog.text
 
 
-def test_a_push_of_a_checkpoint_has_the_merged_model_and_the_adapter_to_resume_from(adapted, trainer_of, tmp_path):
-    model, processor = adapted()
-    trainer = trainer_of(model, processor, max_steps=1, save_strategy="steps", save_steps=1)
-    trainer.train()
-    checkpoint = tmp_path / "run/checkpoint-1"
-    with trainer._whole(checkpoint) as folder:
-        whole = json.loads((folder / "config.json").read_text())
-        assert whole["model_type"] == "timm_wrapper" and folder.parent == tmp_path / "run"
-    assert (checkpoint / "adapter_model.safetensors").is_file() and not (checkpoint / "config.json").exists()
+def test_peft_is_imported_only_where_a_model_has_it():
+    """At the top of no module, so that all works without it."""
+    for file in (Path(__file__).resolve().parents[2] / "hf_robust_transfer").rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+        imported |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level}
+        assert not any(name.partition(".")[0] == "peft" for name in imported), file
