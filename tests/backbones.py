@@ -224,6 +224,8 @@ def _trainer(source, folder, data, transfer):
         feature_cache_dir=str(folder / "features"),
         save_strategy="steps" if transfer == "lwf" else "no",
     )
+    if transfer != "frozen":
+        args.learning_rate = 1e-4  # nothing here has learned to bear more
     teacher = PixelClassifier(*load_model(source, id2label=NEW)) if transfer == "lwf" else None
     return RobustTrainer(model, args, processing_class=processor, teacher=teacher, train_dataset=data)
 

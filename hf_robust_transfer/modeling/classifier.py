@@ -59,6 +59,7 @@ class PixelClassifier(nn.Module):
         self.model, self.processor = model, processor
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
         self._layers = tuple(classifier_layers(model))
+        self._channels_last = takes_channels_last(model)
         channels = model_channels(model)
         if image_channels(processor) != channels:
             raise UsageError(
@@ -105,7 +106,9 @@ class PixelClassifier(nn.Module):
         dtype = torch.promote_types(images.dtype, torch.float32)  # to normalise in
         normalised = ((images - self.mean.to(dtype)) / self.std.to(dtype)).to(self.model.dtype)
         normalised = normalised.flip(1) if self.flipped else normalised
-        return self._forward_through[0](pixel_values=normalised.contiguous(memory_format=torch.channels_last)).logits
+        if self._channels_last:
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        return self._forward_through[0](pixel_values=normalised).logits
 
     def outputs(self, images: Tensor) -> ClassifierOutput:
         """Logits and penultimate features (B, D): the flattened inputs of all `classifier_layers`, put together."""
@@ -121,6 +124,18 @@ class PixelClassifier(nn.Module):
             logits = self(images)
         features = [captured[name].flatten(1) for name in self._layers]
         return ClassifierOutput(logits, features[0] if len(features) == 1 else torch.cat(features, 1))
+
+
+def takes_channels_last(model: nn.Module) -> bool:
+    """Whether a model may compute in the channels-last format, with which convolutions are fastest.
+
+    On CPUs the gradient of a 1×1 convolution with a stride and less than eight input channels writes beyond its memory in
+    that format (torch 2.9 to 2.14), as in the first block of MobileOne and RepVGG.
+    """
+    return not any(
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and max(module.stride) > 1 and module.in_channels < 8
+        for module in model.modules()
+    )
 
 
 @contextmanager

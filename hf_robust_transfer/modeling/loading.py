@@ -21,6 +21,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 from ..errors import UsageError
 from ..run_folder import ADAPTER_CONFIG_NAME
 from . import cifar  # noqa: F401 - registers this package's architectures with timm
+from .classifier import takes_channels_last
 from .heads import head, replace_head
 from .input_size import (
     as_size,
@@ -36,6 +37,8 @@ from .resizing import at_size
 from .weights import building_at_most, check_config, check_weights, save_shared_tensors_apart, size_limit
 
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
+# What timm builds otherwise than by default where it loads weights, of which `transformers` knows nothing.
+_WITH_WEIGHTS = {"fbnetc_100": {"bn_eps": 1e-3}}
 # What timm has to know of an architecture to load its weights with another head, other channels, or at all.
 OF_WEIGHTS = ("classifier", "first_conv", "fixed_input_size", "pool_size")
 
@@ -128,9 +131,10 @@ def load_model(
 
 def _made_ready(model: PreTrainedModel) -> PreTrainedModel:
     """The model in eval mode, its convolutions in the format in which they are fastest, and such that it can be saved."""
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if takes_channels_last(model):
+        for parameter in model.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     save_shared_tensors_apart(model)
     return model.eval()
 
@@ -140,10 +144,15 @@ def _config(name_or_path: str, id2label: dict[int, str] | None, **from_pretraine
     config = AutoConfig.from_pretrained(name_or_path, **from_pretrained)
     if id2label is not None and not config.num_labels:  # a backbone alone, as timm has them
         config = AutoConfig.from_pretrained(name_or_path, num_labels=len(id2label), **from_pretrained)
-    model_args = getattr(config, "model_args", None)
-    if config.model_type == "timm_wrapper" and model_args:  # timm notes there what `transformers` has elsewhere
-        config.model_args = {key: value for key, value in model_args.items() if key != "num_classes"}
+    if config.model_type == "timm_wrapper":
+        model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}
+        config.model_args = _as_trained(config.architecture, model_args)  # timm notes the number of classes there
     return config
+
+
+def _as_trained(architecture: str, model_args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a timm architecture with those that timm adds only where it loads weights, and so does not save."""
+    return {**_WITH_WEIGHTS.get(architecture.partition(".")[0], {}), **model_args}
 
 
 def _why_not(name: str, error: Exception) -> str:
@@ -196,7 +205,9 @@ def create_model(
         raise UsageError(f"timm has no architecture {architecture!r}" + (f"; near it: {', '.join(close)}" if close else ""))
     if image_size is not None:
         check_side(image_size)
-    initialised, model_args = _initialised_at(architecture, len(id2label), dict(model_args or {}), image_size)
+    initialised, model_args = _initialised_at(
+        architecture, len(id2label), _as_trained(architecture, model_args or {}), image_size
+    )
     defaults = resolve_data_config(model=initialised)
     pretrained_cfg = {key: defaults[key] for key in _PREPROCESSING}
     own: Any = initialised.pretrained_cfg

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import UsageError
@@ -26,6 +26,8 @@ _CONSTANTS = re.compile(
 def not_finite(model: nn.Module) -> list[str]:
     """The names of a model's parameters and buffers that have a NaN or an infinity in them; of its own part, if sharded.
 
+    An infinity in a buffer counts in a norm's statistics alone: others may be bounds that bound nothing.
+
     Example:
         >>> layer = nn.Linear(2, 2)
         >>> layer.bias.data[0] = float("nan")
@@ -33,7 +35,13 @@ def not_finite(model: nn.Module) -> list[str]:
         ['bias']
     """
     local = {name: getattr(tensor, "to_local", lambda whole=tensor: whole)() for name, tensor in model.state_dict().items()}
-    return [name for name, tensor in local.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+
+    def broken(name: str, tensor: Tensor) -> bool:
+        counts = name in parameters or "running_" in name
+        return bool((~torch.isfinite(tensor) if counts else tensor.isnan()).any())
+
+    return [name for name, tensor in local.items() if tensor.is_floating_point() and broken(name, tensor)]
 
 
 def check_weights(model: nn.Module, loading: Mapping[str, Any], *, head: Collection[str], new_head: bool) -> bool:
