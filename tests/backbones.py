@@ -234,12 +234,11 @@ def save_source(model, processor, folder):
     """Save a model that was not trained, its batch-norms measured on noise, without which activations explode."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
-        norm.momentum = None  # the mean of all batches
+        norm.train().momentum = None  # the mean of all batches
     if norms:
-        model.train()
+        size = to_pixels(processor)(Image.new("RGB", (40, 50))).shape
         with torch.no_grad():
-            for _ in range(2):
-                model(pixel_values=torch.randn(4, *to_pixels(processor)(Image.new("RGB", (40, 50))).shape))
+            PixelClassifier(model, processor)(torch.rand(8, *size))
     for saved in (model.eval(), processor):
         saved.save_pretrained(folder)
     stand_alone(folder)
