@@ -47,6 +47,11 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
     """
     with one_line_errors():
         import_module(f".{name.replace('-', '_')}", __package__).main(list(sys.argv[1:] if argv is None else argv))
+    from torch import distributed
+
+    # A process that ends with its group alive may be aborted by the group's threads.
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager

@@ -29,6 +29,11 @@ def main(argv: Sequence[str]) -> None:
     )
     if model_args.model_name_or_path is None:
         raise UsageError("--model_name_or_path is missing: a timm architecture, a checkpoint folder or a Hub id")
+    if args.lwf_weight:
+        raise UsageError(
+            f"pretrain has no teacher for --lwf_weight {args.lwf_weight:g} to keep features close to: finetune keeps them"
+            " close to a source's"
+        )
     check_plan(args)
     with claimed_output_dir(
         args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path]

@@ -240,8 +240,8 @@ def check_label(label: Any, num_labels: int, index: int) -> None:
     number = _whole(label, "labels")
     if not 0 <= number < num_labels:
         raise UsageError(
-            f"sample {index} has label {number}, but the model's head has {num_labels} labels:"
-            " load the model with load_model(…, id2label=…) to give it a head for these labels"
+            f"sample {index} has label {number}, but only {num_labels} labels are known: load the model with"
+            " load_model(…, id2label=…) to give it a head for all, or name all of another classifier's with labels=…"
         )
 
 

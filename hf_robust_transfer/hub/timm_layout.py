@@ -42,7 +42,6 @@ def stand_alone(folder: str | Path) -> None:
         architecture = f"{architecture.partition('.')[0]}.{NEEDED}"
     pretrained_cfg = _of_weights(architecture) | (config.get("pretrained_cfg") or {})
     stated = {"architecture": architecture, "model_args": config.get("model_args") or {}, "pretrained_cfg": pretrained_cfg}
-    _replace_json(folder / CONFIG_NAME, _with_labels_of_each(config | stated))
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             if not any(name.startswith(_PREFIX) for name in opened.keys()):  # noqa: SIM118 - it is no mapping
@@ -56,6 +55,7 @@ def stand_alone(folder: str | Path) -> None:
         index = json.loads(index_file.read_text())
         index["weight_map"] = {name.removeprefix(_PREFIX): file for name, file in index["weight_map"].items()}
         _replace_json(index_file, index)
+    _replace_json(folder / CONFIG_NAME, _with_labels_of_each(config | stated))
 
 
 def _of_weights(architecture: str) -> dict[str, Any]:

@@ -124,8 +124,17 @@ def whole(classifier, images, labels, threat_model):
 ROWS += [
     Row("evaluate: logits that are NaN", evaluated(Network(lambda logits: logits * math.nan)), "NaN for"),
     Row("evaluate: logits that are NaN on some images", evaluated(Network(nan_somewhere)), "NaN for"),
-    Row("evaluate: one logit", evaluated(Network(lambda logits: logits[:, :1]), names=["a"]), "at least 2 classes"),
-    Row("evaluate: logits without names", evaluated(Network(), names=["a", "b"]), ("3 logits", "2 labels")),
+    Row(
+        "evaluate: one logit",
+        evaluated(Network(lambda logits: logits[:, :1]), labels=0 * LABELS, names=["a"]),
+        "at least 2 classes",
+    ),
+    Row(
+        "evaluate: logits without names",
+        evaluated(Network(), labels=LABELS.clamp(max=1), names=["a", "b"]),
+        ("3 logits", "2 labels"),
+    ),
+    Row("evaluate: labels without names", evaluated(Network(), names=["a", "b"]), ("label 2", "only 2 labels")),
     Row("evaluate: names without logits", evaluated(Network(), names="abcd"), ("3 logits", "4 labels")),
     Row("evaluate: features", evaluated(Network(lambda logits: logits[:, :, None])), "logits of shape"),
     Row("evaluate: int64 pixels", evaluated(Network(), (IMAGES * 255).long()), ("torch.int64", "[0, 1]")),

@@ -183,9 +183,9 @@ BAD_INPUT = {
     "data": (["--dataset_name", "no/such-data"], "the data set no/such-data cannot be loaded"),
     "model": (
         ["--model_name_or_path", "no/such-model"],
-        "model_args and image_size build an untrained timm architecture, but 'no/such-model' is none",
+        "model_args build an untrained timm architecture, but 'no/such-model' is none",
     ),
-    "teacher": (["--lwf_weight", "1"], "--lwf_weight 1.0 keeps features close to a teacher's, but there is none"),
+    "teacher": (["--lwf_weight", "1"], "pretrain has no teacher for --lwf_weight 1 to keep features close to"),
     "model_args": (["--model_args", "{depth"], "--model_args {depth is not a JSON object"),
     "resume": (
         ["--resume_from_checkpoint", "nowhere"],
