@@ -12,7 +12,7 @@ from timm.data import infer_imagenet_subset
 from ..atomic import replacing
 from ..modeling import cifar
 from ..modeling.cifar import NEEDED
-from ..modeling.loading import OF_WEIGHTS
+from ..modeling.creating import OF_WEIGHTS
 from ..run_folder import CONFIG_NAME, WEIGHTS_INDEX_NAME
 
 _PREFIX = "timm_model."  # what `TimmWrapperForImageClassification` puts before timm's names, and timm does not know

@@ -9,9 +9,10 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .classifier import ClassifierOutput, PixelClassifier
+    from .creating import create_model
     from .heads import classifier_layers, replace_head
     from .importing import import_checkpoint
-    from .loading import create_model, load_model
+    from .loading import load_model
     from .processors import pixel_statistics
 
 __all__ = [
@@ -31,7 +32,8 @@ __getattr__, __dir__ = lazy_names(
         "classifier": ("ClassifierOutput", "PixelClassifier"),
         "heads": ("classifier_layers", "replace_head"),
         "importing": ("import_checkpoint",),
-        "loading": ("create_model", "load_model"),
+        "creating": ("create_model",),
+        "loading": ("load_model",),
         "processors": ("pixel_statistics",),
     },
 )

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import UsageError
+from .creating import create_model
 from .heads import classifier_layers, replace_head
-from .loading import create_model
 from .weights import not_finite
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
