@@ -114,6 +114,7 @@ class Provenance(_Record):
         images: how many it was trained and validated on.
         training_images: a hash of those that it was trained on, and of their labels.
         options: of training, that change what is learned.
+        halved_at: the steps at which training diverged, went back and halved its learning rate.
         processes, seconds, hardware, versions: what it ran on and with.
     """
 
@@ -127,6 +128,7 @@ class Provenance(_Record):
     images: dict[str, int] = field(default_factory=dict)
     training_images: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    halved_at: list[int] = field(default_factory=list)
     processes: int = 1
     seconds: float = 0.0
     hardware: str = ""

@@ -30,6 +30,15 @@ class KillAt(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class DivergeOnLast(TrainerCallback):
+    """Make a weight NaN in the second step, on the last process alone, as long as the rate has not been halved."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        fresh = not any("diverged_at_step" in entry for entry in state.log_history)
+        if state.global_step == 1 and fresh and args.process_index == args.world_size - 1:
+            next(model.parameters()).data[0] = float("nan")
+
+
 class Pixels(torch.utils.data.Dataset):
     """Digits as RGB pixels in [0, 1]."""
 
@@ -76,6 +85,8 @@ def build(config):
         set_seed(1)  # a teacher that differs from the student, so that the term has a gradient at once
         source, _ = create_model(config["architecture"], id2label={0: "a"}, model_args=config["model_args"], image_size=8)
         teacher = PixelClassifier(source.to(dtype), processor)
+    callbacks = [KillAt(config["kill_at"])] if config.get("kill_at") is not None else []
+    callbacks += [DivergeOnLast()] if config["arguments"].get("halve_on_divergence") else []
     return RobustTrainer(
         model,
         args,
@@ -83,7 +94,7 @@ def build(config):
         teacher=teacher,
         train_dataset=Pixels(0, config["samples"], dtype),
         eval_dataset=Pixels(1000, config.get("eval_samples", 16), dtype),
-        callbacks=[KillAt(config["kill_at"])] if config.get("kill_at") is not None else None,
+        callbacks=callbacks,
     )
 
 

@@ -113,6 +113,7 @@ def write_training_record(
     seconds: float,
     command: Sequence[str] | None,
     training_images: str | None,
+    halved_at: Sequence[int] = (),
 ) -> None:
     """Write ``training.json`` into the run's output folder: how the model there came to be.
 
@@ -124,6 +125,7 @@ def write_training_record(
         seconds: how long training took.
         command: that was used, name and arguments; None where the run was started from Python.
         training_images: a hash of them and of their labels.
+        halved_at: the steps at which it diverged, went back and halved its learning rate.
     """
     folder = Path(args.output_dir or "")
     own = set(RobustTrainingArguments.__annotations__)
@@ -146,6 +148,7 @@ def write_training_record(
         images={"train": len(splits.train), "validation": len(splits.validation)},
         training_images=training_images,
         options=shareable(options),
+        halved_at=list(halved_at),
         processes=args.world_size,
         seconds=seconds,
         hardware=hardware(),

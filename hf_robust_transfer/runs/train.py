@@ -129,6 +129,7 @@ def train_and_evaluate(
             seconds=metrics["train"]["train_runtime"],
             command=command,
             training_images=images,
+            halved_at=trainer.halvings,
         )
     try:
         metrics["eval"] = trainer.evaluate()

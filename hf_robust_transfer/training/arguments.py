@@ -144,14 +144,28 @@ class RobustTrainingArguments(TrainingArguments):
             " fine_tuned."
         },
     )
+    warm_start_epochs: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Before --num_train_epochs or --max_steps, train the head alone for so many epochs; it and what follows"
+            " have a schedule each, of --lr_scheduler_type. In place of --warm_start_steps."
+        },
+    )
     warm_start_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the head during the warm start; by default --learning_rate."}
     )
     unfreeze_warmup_steps: float = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "After the warm start, let the learning rate grow over so many steps; below 1, a share of all: by"
-            " default 0.3 for lwf and 0.1 for fine_tuned."
+            "help": "After the warm start, let the learning rate grow over so many steps; below 1, a share of all, or with"
+            " --warm_start_epochs of all that follow them: by default 0.3 for lwf and 0.1 for fine_tuned."
+        },
+    )
+    halve_on_divergence: int = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "How often to go back to the last checkpoint (before the first, to the start) and halve the learning"
+            " rate when the loss becomes NaN or infinite, before giving up: by default 3 for lwf and fine_tuned, else 0."
         },
     )
     batch_norm_eval: bool | None = field(
@@ -302,6 +316,11 @@ class RobustTrainingArguments(TrainingArguments):
     def merges_adapter(self) -> bool:
         """Whether an adapter of peft is saved merged into the weights, too: as asked, else exactly when publishing."""
         return self.push_to_hub if self.merge_adapter is None else self.merge_adapter
+
+    @property
+    def starts_with_head(self) -> bool:
+        """Whether the head trains alone first."""
+        return self.warm_start_steps > 0 or self.warm_start_epochs > 0
 
     @property
     def keeps_batch_norm_eval(self) -> bool:

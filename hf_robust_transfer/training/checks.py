@@ -16,6 +16,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from ..errors import UsageError
 from ..functions import choices, similar
+from ..transfer.phases import shape_of
 
 # A number is to be finite and at least 0, but for these.
 _LEAST = {
@@ -118,12 +119,17 @@ def _of_transfer(args: Any) -> Iterator[str]:
         yield f"--transfer fine_tuned trains without LwF, but {weight} asks for it: use --transfer lwf"
     if args.transfer == "frozen" and args.freeze in ("none", "0"):
         yield f"--transfer frozen and --freeze {args.freeze} contradict each other: use --transfer fine_tuned"
-    if args.warm_start_steps and args.freeze == "backbone":
-        yield "--warm_start_steps trains the head first, but --freeze backbone trains nothing else: drop one"
+    for name in ("warm_start_steps", "warm_start_epochs"):
+        if getattr(args, name) and args.freeze == "backbone":
+            yield f"--{name} trains the head first, but --freeze backbone trains nothing else: drop one"
+    if args.warm_start_steps and args.warm_start_epochs:
+        yield "--warm_start_steps and --warm_start_epochs both say how long the head trains alone: drop one"
+    if args.warm_start_epochs and args.warmup_steps:
+        yield "--warmup_steps has no place with --warm_start_epochs: the ramp after them is --unfreeze_warmup_steps"
     if args.freeze == "backbone" and args.lwf_weight:
         yield f"--freeze backbone {held}, so that {weight} changes nothing: drop one"
-    if args.warm_start_learning_rate is not None and not args.warm_start_steps:
-        yield "--warm_start_learning_rate has no effect without a warm start: drop it, or give --warm_start_steps"
+    if args.warm_start_learning_rate is not None and not args.starts_with_head:
+        yield "--warm_start_learning_rate has no effect without a warm start: drop it, or give --warm_start_epochs"
     if 0 < args.max_steps <= args.warm_start_steps:
         yield (
             f"--warm_start_steps {args.warm_start_steps:g} leaves nothing of --max_steps {args.max_steps} to the rest: to"
@@ -193,6 +199,8 @@ def check_that_it_builds(args: Any) -> None:
         if isinstance(options.get(name), float) and not isfinite(options[name]):
             raise UsageError(f"{given}: {name} {value} must be a finite number")
     try:
+        if args.warm_start_epochs:
+            shape_of(args, 10)
         get_scheduler(
             args.lr_scheduler_type,
             optimizer,
@@ -200,6 +208,8 @@ def check_that_it_builds(args: Any) -> None:
             num_training_steps=10,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
+    except UsageError:
+        raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         schedule = f"--lr_scheduler_type {args.lr_scheduler_type.value}"
         raise UsageError(

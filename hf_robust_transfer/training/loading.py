@@ -143,7 +143,7 @@ class LoadingTrainer(Trainer):
         """Give a new head a rate that suits the features of the first training images, where a preset leaves it open."""
         args, data = self.args, self.train_dataset
         name = "learning_rate" if args.freeze == "backbone" else "warm_start_learning_rate"
-        trains_alone = args.freeze == "backbone" or args.warm_start_steps > 0
+        trains_alone = args.freeze == "backbone" or args.starts_with_head
         open_ = args.transfer is not None and args.optim == "sgd" and getattr(args, name) is None and trains_alone
         if not open_ or data is None:
             return

@@ -98,10 +98,10 @@ def _check_head(model: Any, args: RobustTrainingArguments) -> None:
     remedy = "let it require a gradient"
     if is_adapted(model):
         remedy = f"name it in the adapter's modules_to_save={json.dumps(list(layers))}"
-    if args.warm_start_steps and any(parameter.requires_grad for parameter in model.parameters()):
+    if args.starts_with_head and any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(
             f"the warm start trains the head alone, but nothing of it trains ({listed(layers)}): {remedy}, or use"
-            " --warm_start_steps 0"
+            " --warm_start_steps 0 and --warm_start_epochs 0"
         )
     biases = [linear_layers(layer)[-1].bias for layer in layers.values()]
     if is_adapted(model) and all(bias is None or not bias.any() for bias in biases):

@@ -1,7 +1,7 @@
 """What is reported during training: the terms of its loss, and metrics of evaluations."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,17 +22,20 @@ class LossTerms:
         self._sums: dict[str, Tensor] = {}
         self._since = 0
 
-    def add(self, terms: Mapping[str, Tensor], share: float | Tensor, step: int) -> None:
+    def add(self, terms: Mapping[str, Tensor], share: float | Tensor, step: int, accelerator: Accelerator) -> None:
         """Add a micro-batch's terms, of which a share counts, in the step of this number.
 
         Raises:
-            FloatingPointError: one of them is NaN or infinite.
+            FloatingPointError: one of them is NaN or infinite, on this process or on another.
         """
-        if not torch.isfinite(torch.stack(list(terms.values())).sum()):  # one look at the device a step
+        finite = torch.isfinite(torch.stack(list(terms.values())).sum())
+        if accelerator.num_processes > 1:  # all go on or none does: they would wait for each other's gradients
+            finite = accelerator.reduce(finite.float(), "sum") == accelerator.num_processes
+        if not finite:  # one look at the device a step
             bad = [f"{name}={value.item()}" for name, value in terms.items() if not torch.isfinite(value)]
             raise FloatingPointError(
-                f"step {step}: loss term {', '.join(bad)}. Lower --learning_rate, or start from the last checkpoint with"
-                " another --seed"
+                f"step {step}: loss term {', '.join(bad) or 'of another process'}. Lower --learning_rate, or start from the"
+                " last checkpoint with another --seed"
             )
         if not self._sums:
             self._since = step
@@ -90,13 +93,26 @@ def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str
     return metrics
 
 
+def random_state(device: torch.device) -> Callable[[], None]:
+    """Note every global random state, on the CPU and on this device; what is returned brings it back."""
+    python_state, numpy_state, state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore() -> None:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(state)
+        if of_device is not None:
+            torch.cuda.set_rng_state(of_device, device)
+
+    return restore
+
+
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
     """Leave every global random state, on the CPU and on this device, as it was before."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    restore = random_state(device)
+    try:
+        yield
+    finally:
+        restore()

@@ -1,38 +1,114 @@
 """A `Trainer` that leaves a model's flags as they were, and searches hyperparameters for robust accuracy."""
 
+import copy
+import gc
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from torch import Tensor
 from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 
 from ..errors import UsageError
 from ..modeling.adapters import is_adapted
-from ..transfer import HeadWarmStart
+from ..modeling.classifier import undo_mixed_precision
+from ..run_folder import is_complete
 from .arguments import RobustTrainingArguments
 from .gate import check_that_it_will_load
 from .loading import LoadingTrainer
+from .reporting import random_state
+from .saving import SavingTrainer
+from .scheduling import SchedulingTrainer
+
+logger = logging.get_logger(__name__)
+_DIVERGED = "diverged_at_step"  # in the log, which is in every checkpoint
 
 
-class RunningTrainer(LoadingTrainer):
+class RunningTrainer(LoadingTrainer, SchedulingTrainer, SavingTrainer):
     """All of `RobustTrainer` that goes around whole trainings."""
 
     args: RobustTrainingArguments
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as for `transformers.Trainer`; a training that is interrupted leaves nothing frozen that was not.
+
+        Where the loss or a weight becomes NaN or infinite, training goes back to its last checkpoint, before the first to
+        its start, and on from there with half the learning rate, at most ``args.halve_on_divergence`` times. Each time is
+        in the log (`halvings`), with it in checkpoints, and so a resumed training keeps the rate. With FSDP and DeepSpeed
+        it ends instead.
 
         Raises:
             UsageError: on a trial, before any work, the model could not be saved and loaded again as what it is.
+            FloatingPointError: it still diverged.
         """
         if self.model is not None:  # in a search, a trial's is made later
             self._check_that_it_will_load()
+        self._halvings: list[int] = []
+        self._start: tuple[dict[str, Any], ...] | None = None
+        self.last_checkpoint = None
+        started, as_it_was = time.time(), random_state(self.args.device)
         try:
-            return super().train(*args, **kwargs)
+            while True:
+                try:
+                    trained = super().train(resume_from_checkpoint, *args, **kwargs)
+                    self.check_weights()
+                    break
+                except FloatingPointError as error:
+                    self._count_halving(error)
+                # Outside, where the error no longer keeps what was prepared for the training that it ended.
+                if (good := self._last_good()) is not None:
+                    resume_from_checkpoint = str(good)
+                as_it_was()
+                self.model_wrapped = self.model
+                undo_mixed_precision(self.model)
+                self._classifiers: tuple[Any, ...] = ()
+                gc.collect()
+            if self._halvings:
+                trained.metrics["train_runtime"] = round(time.time() - started, 4)
+            return trained
         finally:
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, HeadWarmStart):
-                    callback.release()
+            self._start = None
+            self.warm_start.release()
+
+    @property
+    def halvings(self) -> list[int]:
+        """The steps at which training diverged, went back and halved the learning rate."""
+        return [int(entry[_DIVERGED]) for entry in self.state.log_history if _DIVERGED in entry]
+
+    def _count_halving(self, error: FloatingPointError) -> None:
+        before = self._halvings or self.halvings
+        if len(before) >= self.args.halve_on_divergence or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise error
+        self._halvings = [*before, self.state.global_step]
+        if self.is_world_process_zero():
+            good = self._last_good()
+            place = "where this training started" if good is None else good.name
+            logger.warning(f"{str(error).partition('. ')[0]}. Going back to {place}, and on with half the learning rate.")
+
+    def _last_good(self) -> Path | None:
+        found = self.last_checkpoint
+        whole = found is not None and is_complete(found) and not self.args.save_only_model
+        return found if whole else None
+
+    def begin_again(self) -> None:
+        """Bring back the start of a training that diverged before its first checkpoint, and have its rate halved.
+
+        Called before the first step, when all that is trained and its optimizer are there.
+        """
+        for step in self._halvings[len(self.halvings) :]:  # those that came after the checkpoint that is gone back to
+            self.log({_DIVERGED: step})
+        self._halvings = self.halvings
+        self.warm_start.scale = 0.5 ** len(self._halvings)
+        if not self.args.halve_on_divergence or self.resumed_from or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        trained: tuple[Any, ...] = (self.model, self.optimizer, self.lr_scheduler)
+        if self._start is None:
+            self._start = tuple(_kept(each.state_dict()) for each in trained)
+        else:
+            for each, state in zip(trained, self._start, strict=True):
+                each.load_state_dict(copy.deepcopy(state))
 
     def _check_that_it_will_load(self) -> None:
         adapter_alone = is_adapted(cast(Any, self.model)) and not self.args.merges_adapter
@@ -75,6 +151,15 @@ class RunningTrainer(LoadingTrainer):
         return super().hyperparameter_search(
             hp_space, compute_objective, n_trials, direction or "minimize", *args, **kwargs
         )
+
+
+def _kept(state: Any) -> Any:
+    """A copy of a state, its tensors in the CPU's memory."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _kept(value) for key, value in state.items()}
+    return [_kept(each) for each in state] if isinstance(state, list) else copy.deepcopy(state)
 
 
 def _robust_accuracy(metrics: dict[str, float]) -> float:

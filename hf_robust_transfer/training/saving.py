@@ -48,13 +48,15 @@ class SavingTrainer(Trainer):
 
     A checkpoint also holds what an objective carries from step to step (``carried``), each process's its own. The Hub
     gets one commit with what is for others, by either of the base class's ways. ``trained_on`` are the options that say
-    where the training's images come from, for the configuration of what is saved.
+    where the training's images come from, for the configuration of what is saved. ``last_checkpoint`` is where the last
+    one was saved, as far as it came.
     """
 
     args: RobustTrainingArguments
     model: PreTrainedModel
     carried: dict[str, Tensor]
     resumed_from: str | bool | None
+    last_checkpoint: Path | None = None
     trained_on: dict[str, Any] | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -102,14 +104,13 @@ class SavingTrainer(Trainer):
 
     def _save_to(self, folder: Path, *, together: bool, whole: bool) -> None:
         """Save into a folder; ``together`` with all other processes, and ``whole`` with what adapters there are merged."""
-        if broken := not_finite(self.model):
-            raise FloatingPointError(
-                f"step {self.state.global_step}: {len(broken)} tensors of weights are not finite ({broken[0]}, …) and not"
-                " saved. Lower --learning_rate, or start from the last checkpoint with another --seed"
-            )
         if together:
             self.share_buffers()
+        self.check_weights()
+        if together:
             # First of all that goes into a checkpoint: whatever a kill leaves without its mark of completeness goes unused.
+            if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+                self.last_checkpoint = folder
             if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.carried and not self.args.save_only_model:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file({name: value.contiguous() for name, value in self.carried.items()}, self._carried_file(folder))
@@ -131,6 +132,18 @@ class SavingTrainer(Trainer):
                     file.replace(target)
         else:
             self._save_with_data(str(folder), whole)
+
+    def check_weights(self) -> None:
+        """Make sure that the weights are numbers.
+
+        Raises:
+            FloatingPointError: some are NaN or infinite.
+        """
+        if broken := not_finite(self.model):
+            raise FloatingPointError(
+                f"step {self.state.global_step}: {len(broken)} tensors of weights are not finite ({broken[0]}, …) and not"
+                " saved. Lower --learning_rate, or start from the last checkpoint with another --seed"
+            )
 
     def _save_with_data(self, folder: str, whole: bool) -> None:
         """Save with the places of the data in the configuration, which tells later evaluations here, and no log."""

@@ -4,36 +4,34 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput
 
-from ..attacks import pgd
 from ..data import as_pixels, augment, collate, mirrored
 from ..errors import UsageError
 from ..functions import choose_function, registered
-from ..modeling.classifier import PixelClassifier, full_precision
+from ..modeling.classifier import PixelClassifier
 from ..modeling.heads import head_parameters
 from ..modeling.processors import pixel_statistics
 from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, make_teacher
-from ..transfer.warm_start import steps_of
+from ..transfer.phases import steps_of
 from .arguments import RobustTrainingArguments
+from .evaluating import EvaluatingTrainer
 from .known_features import FeatureCache, known_features
 from .preparing import leaves_no_folder, prepare
-from .reporting import LossTerms, random_state_kept, robustness_metrics
+from .reporting import LossTerms, robustness_metrics
 from .running import RunningTrainer
-from .saving import OnTrainBegin, SavingTrainer
+from .saving import OnTrainBegin
 
-# The purposes that randomness is drawn for, as parts of its address.
-_ATTACK, _AUGMENTATION, _EVALUATION = range(3)
+# The purposes that randomness is drawn for, as parts of its address; others are in evaluating.py and loading.py.
+_ATTACK, _AUGMENTATION = range(2)
 
 
-class RobustTrainer(RunningTrainer, SavingTrainer):
+class RobustTrainer(RunningTrainer, EvaluatingTrainer):
     """Train an image classifier robustly, or carry a robust source's robustness over to a new task.
 
     Everything of `transformers.Trainer` works as before; ``args`` choose the objective, freezing, warm start and LwF.
@@ -55,7 +53,8 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
 
     Raises:
         UsageError: before any training, when the pieces do not go together; the message says what to change.
-        FloatingPointError: a loss term became NaN or infinite; the last checkpoint stays as it was.
+        FloatingPointError: a loss term became NaN or infinite, once more than ``args.halve_on_divergence`` allows; the
+            last checkpoint stays as it was.
 
     Example:
         >>> from hf_robust_transfer.modeling import create_model
@@ -92,6 +91,7 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
         pixel_statistics(processing_class)  # refuses what is none
         self.args, self._given_teacher = args, teacher
         self._choose_functions()
+        self.warm_start = HeadWarmStart()
         if model is not None:
             prepare(model, args)
         self.carried: dict[str, Tensor] = {}
@@ -111,7 +111,7 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
         self.teacher = self._make_teacher(teacher)
         self.try_to_merge()
         self.choose_head_learning_rate()
-        self.add_callback(HeadWarmStart())
+        self.add_callback(self.warm_start)
         self.add_callback(OnTrainBegin(self._begin))
         self.label_names = ["labels"]
         # Have the base class count a step's samples over accumulation and processes, and leave the scaling to us.
@@ -148,6 +148,7 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
         """Start from what was saved, and from nothing else of an earlier run; called within the training's time."""
         self._terms, self._micro_batch = LossTerms(), 0
         self.load_carried(self.resumed_from)
+        self.begin_again()
         self._student_features = self._teacher_features = None
         if not self.caches_features:
             return
@@ -158,7 +159,7 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
             collate=self.data_collator,
             precision=str(self.accelerator.mixed_precision),  # may come from `accelerate launch` as well
         )
-        starts_warm = self.state.global_step < steps_of(self.args.warm_start_steps, self.state.max_steps)
+        starts_warm = self.state.global_step < self.warm_start.phases.head
         if (self.args.freeze == "backbone" or starts_warm) and self.caches_student_features:
             self._student_features = find(self.classifier)
         if self.args.lwf_weight:
@@ -192,7 +193,7 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
             share = len(step.labels) / torch.as_tensor(num_items_in_batch, dtype=loss.dtype)
             if self.args.average_tokens_across_devices:
                 share = share * self.accelerator.num_processes  # DDP averages over processes what we want summed
-        self._terms.add(terms, share, self.state.global_step)
+        self._terms.add(terms, share, self.state.global_step, self.accelerator)
         return (loss * share, output) if return_outputs else loss * share
 
     def _step(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingStep:
@@ -258,38 +259,3 @@ class RobustTrainer(RunningTrainer, SavingTrainer):
         if "loss" in logs:
             logs |= self._terms.means(self.accelerator, self.state.global_step)
         super().log(logs, start_time)
-
-    # ---- evaluation ----
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate or predict, leaving the random state of training as it was."""
-        self.share_buffers()
-        with random_state_kept(self.args.device):
-            return super().evaluation_loop(*args, **kwargs)
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Any, Tensor | None]:
-        """Clean logits and, with labels and an evaluation attack, those on adversarial images, judged in float32."""
-        inputs = send_to_device(inputs, self.args.device)
-        images, labels = as_pixels(inputs["pixel_values"]), inputs.get("labels")
-        classifier = PixelClassifier(self.model, self.processing_class, forward_through=model)
-        adversarial = None
-        if labels is not None and self.args.eval_attack_steps:
-            adversarial = pgd(
-                classifier,
-                images,
-                labels,
-                self.args.threat_model,
-                steps=self.args.eval_attack_steps,
-                step_size=self.args.eval_attack_step,
-                seed=fold_in(self.args.seed, _EVALUATION),
-                indices=inputs["indices"],
-            )
-        with torch.no_grad(), full_precision(classifier):
-            logits: Any = classifier(images) if adversarial is None else (classifier(images), classifier(adversarial))
-        return None, logits, labels

@@ -3,6 +3,7 @@
 from .block_order import Block, blocks
 from .distillation import DISTANCES, feature_distance, make_teacher
 from .freezing import describe, eval_where_frozen, freeze
+from .phases import Phases
 from .presets import PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
 
@@ -11,6 +12,7 @@ __all__ = [
     "PRESETS",
     "Block",
     "HeadWarmStart",
+    "Phases",
     "blocks",
     "describe",
     "eval_where_frozen",

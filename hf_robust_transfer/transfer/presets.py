@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import UsageError
 from ..functions import choices
 
-_WARM_START = {"warm_start_steps": 0.4, "batch_norm_eval": True}
+_WARM_START = {"warm_start_steps": 0.4, "batch_norm_eval": True, "halve_on_divergence": 3}
 PRESETS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
     "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
@@ -16,7 +16,9 @@ _OTHERWISE = {
     "freeze": "none",
     "learning_rate": 0.01,
     "warm_start_steps": 0.0,
+    "warm_start_epochs": 0.0,
     "unfreeze_warmup_steps": 0.0,
+    "halve_on_divergence": 0,
     "batch_norm_eval": None,
     "lwf_weight": 0.0,
 }
@@ -33,8 +35,10 @@ def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") ->
         optim: the optimizer.
 
     Returns:
-        ``learning_rate``, ``freeze``, ``warm_start_steps``, ``unfreeze_warmup_steps``, ``batch_norm_eval``, ``lwf_weight``.
-        Where a preset trains the head alone ``learning_rate`` may stay None: it follows from the head's features.
+        ``learning_rate``, ``freeze``, ``warm_start_steps``, ``warm_start_epochs``, ``unfreeze_warmup_steps``,
+        ``halve_on_divergence``, ``batch_norm_eval``, ``lwf_weight``. Where a preset trains the head alone
+        ``learning_rate`` may stay None: it follows from the head's features. A warm start that is given in epochs takes
+        the place of one in steps, and the other way round.
 
     Raises:
         UsageError: an unknown name, or an optimizer that the presets have no learning rate for.
@@ -49,6 +53,9 @@ def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") ->
     if name is not None and optim != "sgd" and given.get("learning_rate") is None:
         raise UsageError(f"--learning_rate is missing: there is a default for --optim sgd, but not for {optim}")
     options = {**_OTHERWISE, **PRESETS.get(name or "", {})}
+    for option, other in (("warm_start_steps", "warm_start_epochs"), ("warm_start_epochs", "warm_start_steps")):
+        if given.get(option) is not None:
+            options[other] = _OTHERWISE[other]
     options |= {option: given[option] for option in options if given.get(option) is not None}
     if name is not None and options["freeze"] == "backbone" and given.get("learning_rate") is None:
         options["learning_rate"] = None

@@ -9,16 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..attacks.eval_mode import untouched
 from ..modeling.classifier import PixelClassifier
 from ..modeling.heads import head_parameters
-
-
-def steps_of(value: float, max_steps: int) -> float:
-    """A number of steps that is given as such or, below 1, as a share of all.
-
-    Example:
-        >>> steps_of(30, 200), steps_of(0.25, 200)
-        (30, 50.0)
-    """
-    return value * max_steps if value < 1 else value
+from .phases import Phases
 
 
 def head_learning_rate(classifier: PixelClassifier, images: Tensor) -> float:
@@ -48,20 +39,23 @@ def head_learning_rate(classifier: PixelClassifier, images: Tensor) -> float:
 
 
 class HeadWarmStart(TrainerCallback):
-    """Hold the backbone still for the first ``args.warm_start_steps`` steps (Shafahi et al., ICLR 2020, section 4).
+    """Hold the backbone still while the head trains alone (Shafahi et al., ICLR 2020, section 4), and set the rate.
 
     The optimizer and the distributed wrapper are built while everything that will ever train requires a gradient, so both
-    know the backbone; this callback then takes its parameters out of the graph until the warm start is over. Which phase
-    a step belongs to follows from the step number alone, so that a run resumed in either phase goes on as it would have.
+    know the backbone; this callback then takes its parameters out of the graph until the warm start is over.
 
-    In the warm start the scheduled learning rate is scaled from ``args.learning_rate`` to
-    ``args.warm_start_learning_rate``, if there is one: a head that starts from nothing can bear more than the backbone.
-    Over the ``args.unfreeze_warmup_steps`` steps after it the rate grows linearly from zero to the scheduled one, so that
-    the first gradients through the head do not throw the features far from where they were.
+    The scheduled rate is multiplied by what the phase makes of it, as `Phases` says, but where the schedule does so itself:
+    a head that starts from nothing can bear more than the backbone.
+
+    Attributes:
+        phases: of the training that begins; to be set before its first step.
+        scale: by which all rates are multiplied, too.
+        factor: what the scheduled rate was multiplied by in the last step.
     """
 
     def __init__(self) -> None:
         self._held: list[nn.Parameter] = []
+        self.phases, self.scale, self.factor = Phases(0, 0, 0), 1.0, 1.0
 
     def on_train_begin(
         self,
@@ -85,19 +79,12 @@ class HeadWarmStart(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Hold or release the backbone and set the learning rate, as the number of the step tells."""
-        warm_steps = steps_of(args.warm_start_steps, state.max_steps)
-        ramp_steps = steps_of(args.unfreeze_warmup_steps, state.max_steps)
-        warm = state.global_step < warm_steps
-        self._hold(warm)
-        factor = 1.0
-        if warm and args.warm_start_learning_rate is not None:
-            factor = args.warm_start_learning_rate / args.learning_rate
-        elif not warm and state.global_step < warm_steps + ramp_steps:
-            factor = (state.global_step - warm_steps + 1) / (ramp_steps + 1)
-        if factor != 1:
+        self._hold(state.global_step < self.phases.head)
+        self.factor = self.scale * (1.0 if self.phases.separate else self.phases.factor(state.global_step))
+        if self.factor != 1:
             groups, scheduled_rates = kwargs["optimizer"].param_groups, kwargs["lr_scheduler"].get_last_lr()
             for group, scheduled in zip(groups, scheduled_rates, strict=True):
-                group["lr"] = scheduled * factor
+                group["lr"] = scheduled * self.factor
 
     def on_train_end(
         self,

@@ -25,7 +25,7 @@ NUMBERS = [
         "gradient_accumulation_steps", "attack_steps", "eval_attack_steps", "free_replays", "trades_beta", "lwf_weight",
         "warm_start_steps", "unfreeze_warmup_steps", "eps_warmup_steps", "warm_start_learning_rate", "num_train_epochs",
         "max_grad_norm", "random_crop", "save_total_limit", "logging_steps", "save_steps", "eval_steps", "eval_delay",
-        "adam_beta1", "warmup_steps", "ddp_timeout",
+        "adam_beta1", "warmup_steps", "ddp_timeout", "warm_start_epochs", "halve_on_divergence",
     )),
     *((f"{name} {value}", f"--{name} {value} must be a finite number") for name, value in (
         ("learning_rate", "nan"), ("learning_rate", "inf"), ("weight_decay", "nan"), ("max_grad_norm", "nan"),
@@ -103,6 +103,13 @@ CONTRADICTIONS = [
     ("freeze backbone --warm_start_steps 3", "--freeze backbone trains nothing else"),
     ("warm_start_learning_rate 0.1", "--warm_start_learning_rate has no effect without a warm start"),
     ("warm_start_steps 5 --max_steps 5", "--warm_start_steps 5 leaves nothing of --max_steps 5"),
+    ("warm_start_steps 5 --warm_start_epochs 5", "--warm_start_steps and --warm_start_epochs both say"),
+    ("freeze backbone --warm_start_epochs 3", "--warm_start_epochs trains the head first"),
+    ("warm_start_epochs 3 --warmup_steps 2", "--warmup_steps has no place with --warm_start_epochs"),
+    (
+        "warm_start_epochs 3 --lr_scheduler_type reduce_lr_on_plateau --eval_strategy epoch",
+        "--lr_scheduler_type reduce_lr_on_plateau is no schedule over steps",
+    ),
     ("fp16", "--fp16 needs a GPU"),
     ("fp16 --bf16", "fp16 and bf16"),
     ("dataloader_prefetch_factor 2", "--dataloader_prefetch_factor needs processes that read images"),

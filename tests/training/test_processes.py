@@ -127,12 +127,16 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
         },
     }
 
-    more = [{**config, **LORA}] if lwf_weight and not crop else []  # with the same arguments
+    more = []
+    if lwf_weight and not crop:
+        more = [{**config, **LORA}, {**config, "arguments": {**config["arguments"], "halve_on_divergence": 1}}]
     one, two = tmp_path / "one", tmp_path / "two"
-    config["arguments"]["per_device_train_batch_size"] = 16
+    for each in (config, *more):
+        each["arguments"]["per_device_train_batch_size"] = 16
     status, output = run(config, one, more=more)
     assert status == 0, output
-    config["arguments"]["per_device_train_batch_size"] = 8
+    for each in (config, *more):
+        each["arguments"]["per_device_train_batch_size"] = 8
     status, output = run(config, two, TWO_PROCESSES, ("--use_cpu",), more)
     assert status == 0, output
     check_same_training(final(one), final(two))
