@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_robust_transfer.modeling import PixelClassifier, import_checkpoint
+
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201)
+CIFAR10_OF_DEEPMIND = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+CIFAR100_OF_DEEPMIND = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
 class BasicBlock(nn.Module):
@@ -89,6 +93,54 @@ class TradesWideResNet(nn.Module):
         return self.fc(F.avg_pool2d(F.relu(self.bn1(x)), 8).flatten(1))
 
 
+class DeepMindBlock(nn.Module):
+    def __init__(self, inside, outside, stride):
+        super().__init__()
+        self.batchnorm_0 = nn.BatchNorm2d(inside)
+        self.conv_0 = nn.Conv2d(inside, outside, 3, stride, 0, bias=False)
+        self.batchnorm_1 = nn.BatchNorm2d(outside)
+        self.conv_1 = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if inside != outside else None
+        self.padding = (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1)
+
+    def forward(self, x):
+        active = F.silu(self.batchnorm_0(x))
+        kept = x if self.shortcut is None else self.shortcut(active)
+        return kept + self.conv_1(F.silu(self.batchnorm_1(self.conv_0(F.pad(active, self.padding)))))
+
+
+class DeepMindStage(nn.Module):
+    def __init__(self, blocks, inside, outside, stride):
+        super().__init__()
+        first = DeepMindBlock(inside, outside, stride)
+        self.block = nn.Sequential(first, *(DeepMindBlock(outside, outside, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x):
+        return self.block(x)
+
+
+class DeepMindWideResNet(nn.Module):
+    """As Gowal et al. (2020), Rebuffi, Wang and Bartoldson have it; its normalisation is in the code or a buffer."""
+
+    def __init__(self, depth=16, width=2, classes=10, statistics=CIFAR10_OF_DEEPMIND, buffers=False):
+        super().__init__()
+        blocks = (depth - 4) // 6
+        for name, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=buffers)
+        self.init_conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.layer = nn.Sequential(
+            DeepMindStage(blocks, 16, 16 * width, 1),
+            DeepMindStage(blocks, 16 * width, 32 * width, 2),
+            DeepMindStage(blocks, 32 * width, 64 * width, 2),
+        )
+        self.batchnorm = nn.BatchNorm2d(64 * width)
+        self.logits = nn.Linear(64 * width, classes)
+
+    def forward(self, x):
+        x = self.layer(self.init_conv((x - self.mean) / self.std))
+        return self.logits(F.avg_pool2d(F.silu(self.batchnorm(x)), 8).flatten(1))
+
+
 class InputNormalize(nn.Module):
     """MadryLab's normaliser, with buffers (3, 1, 1)."""
 
@@ -163,6 +215,17 @@ def prefixed(network, prefix="module."):
 def saved(content, folder, **options):
     torch.save(content, folder / "checkpoint.pt", **options)
     return folder / "checkpoint.pt"
+
+
+def assert_same_logits(network, file, size=32, classes=3, **options):
+    """The model and image processor that a file becomes, whose logits are those of the network that it was made of."""
+    model, processor = import_checkpoint(file, **{"id2label": dict(enumerate(map(str, range(classes)))), **options})
+    pixels = torch.rand(4, 3, size, size)
+    with torch.no_grad():
+        expected = network(pixels)
+        assert expected.std() > 0.01, "the logits say nothing"
+        torch.testing.assert_close(PixelClassifier(model, processor)(pixels), expected, rtol=1e-5, atol=1e-5)
+    return model, processor
 
 
 class Payload:

@@ -1,4 +1,4 @@
-"""Residual networks for small images, registered with timm: ``cifar_resnet18`` and ``cifar_wrn`` (any depth and width).
+"""Residual networks for small images, registered with timm: ``cifar_resnet18``, ``cifar_wrn`` and ``cifar_wrn_silu``.
 
 They are timm's own ResNet and ResNetV2 with the stem of the CIFAR papers, a 3×3 convolution of stride 1 without pooling,
 so that everything timm knows about those (heads, parameter groups, features) holds for them. ``import
@@ -31,12 +31,15 @@ _CIFAR_CFG = {
 # architecture 'cifar_wrn.(no version …)' is not supported in your version of timm", which it then advises to upgrade).
 NEEDED = "(no version of timm has it; pip install hf-robust-transfer and import hf_robust_transfer.modeling.cifar)"
 _TAGS = (NEEDED, "pip_install_hf-robust-transfer")  # the latter of checkpoints of 0.1.0
-_LAYERS = {
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+_CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+_OWN: dict[str, dict[str, Any]] = {
     "cifar_resnet18": {"first_conv": "conv1", "classifier": "fc"},
     "cifar_wrn": {"first_conv": "stem.conv", "classifier": "head.fc"},
+    "cifar_wrn_silu": {"first_conv": "stem.conv", "classifier": "head.fc", "mean": _CIFAR10[0], "std": _CIFAR10[1]},
 }
 default_cfgs = generate_default_cfgs(
-    {f"{name}.{tag}": {**_CIFAR_CFG, **layers} for tag in _TAGS for name, layers in _LAYERS.items()}
+    {f"{name}.{tag}": {**_CIFAR_CFG, **own} for tag in _TAGS for name, own in _OWN.items()}
 )
 
 
@@ -116,6 +119,8 @@ class WideResNet(ResNetV2):
             shortcuts and leaky ReLU (slope 0.1); other than in their code, every shortcut that changes shapes takes the
             activated input, not the first stage's alone. n is the number of blocks in each of the three stages.
         width: the widening factor; the stages have 16, 32 and 64 times as many channels.
+        silu: the variant of DeepMind (Gowal et al. 2020, arXiv 2010.03593): SiLU, and convolutions of stride 2 that pad the
+            last row and column alone. Its depth is of the form 6n + 4.
         head_args: arguments of `mlp_head`, for a head of several layers.
 
     Raises:
@@ -129,10 +134,13 @@ class WideResNet(ResNetV2):
         width: int = 10,
         num_classes: int = 10,
         in_chans: int = 3,
+        silu: bool = False,
         head_args: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         blocks, form = divmod(depth, 6)
+        if silu and form != 4:
+            raise UsageError(f"depth={depth} must be 6n + 4 (16, 28, 34, …)")
         if form == 4 or (form == 2 and depth > 2):
             blocks = (depth - form) // 6
         else:
@@ -148,9 +156,9 @@ class WideResNet(ResNetV2):
             bottle_ratio=1.0,
             num_classes=num_classes,
             in_chans=in_chans,
-            act_layer=partial(nn.LeakyReLU, negative_slope=0.1) if padded else nn.ReLU,
+            act_layer=partial(nn.LeakyReLU, negative_slope=0.1) if padded else nn.SiLU if silu else nn.ReLU,
             norm_layer=BatchNormAct2d,
-            conv_layer=create_conv2d,
+            conv_layer=partial(create_conv2d, padding="same") if silu else create_conv2d,
             **kwargs,
         )
         self.stem = nn.Sequential()
@@ -179,6 +187,15 @@ def _without_strides_of_stem(feature_info: list[dict[str, Any]]) -> list[dict[st
     return [{**info, "reduction": max(info["reduction"] // 4, 1)} for info in feature_info]
 
 
+def statistics_of(classes: int) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
+    """The mean and standard deviation that the originals of `cifar_wrn_silu` have in their code, not among their weights.
+
+    Args:
+        classes: how many they tell apart: 10 of CIFAR-10, 100 of CIFAR-100; None is known of others.
+    """
+    return {10: _CIFAR10, 100: _CIFAR100}.get(classes)
+
+
 def _fitting(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Weights without those of a head for other labels, of which timm itself would leave out a single layer only."""
     pretrained_cfg: Any = model.pretrained_cfg
@@ -188,6 +205,12 @@ def _fitting(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         for name, tensor in weights.items()
         if not name.startswith(f"{pretrained_cfg['classifier']}.") or own.get(name) == tensor.shape
     }
+
+
+_OF_WIDE_RESNETS: dict[str, Any] = {
+    "feature_cfg": {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
+    "pretrained_filter_fn": _fitting,
+}
 
 
 @register_model
@@ -200,8 +223,10 @@ def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
 @register_model
 def cifar_wrn(pretrained: bool = False, **kwargs: Any) -> WideResNet:
     """A wide residual network for 32×32 images; ``depth`` and ``width`` as for `WideResNet`, by default WRN-28-10."""
-    options: dict[str, Any] = {
-        "feature_cfg": {"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        "pretrained_filter_fn": _fitting,
-    }
-    return build_model_with_cfg(WideResNet, "cifar_wrn", pretrained, **options, **kwargs)
+    return build_model_with_cfg(WideResNet, "cifar_wrn", pretrained, **_OF_WIDE_RESNETS, **kwargs)
+
+
+@register_model
+def cifar_wrn_silu(pretrained: bool = False, **kwargs: Any) -> WideResNet:
+    """DeepMind's wide residual network with SiLU for 32×32 images, that of most robust models for CIFAR since 2020."""
+    return build_model_with_cfg(WideResNet, "cifar_wrn_silu", pretrained, **_OF_WIDE_RESNETS, silu=True, **kwargs)

@@ -1,83 +1,72 @@
 """Checkpoints from outside the Hugging Face ecosystem: a bare PyTorch file becomes a model of ours. Weights only."""
 
-import pickle
-import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+import timm
 from safetensors.torch import load_file
+from timm.data import ImageNetInfo
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..errors import UsageError
+from ..errors import UsageError, listed
+from .cifar import statistics_of
 from .creating import create_model
 from .heads import classifier_layers, replace_head
+from .layouts import MEANS, STDS, add, fitted, own_names
+from .pickles import Inert, Stored, read_tensors
 from .weights import not_finite
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
-# What `DataParallel`, MadryLab's AttackerModel and its Attacker, and RobustBench put before the network's own names.
-_PREFIXES = re.compile(r"^(?:(?:module|attacker|model)\.)+")
-# Where they keep their normalisation: MadryLab's model and attacker, RobustBench's first layer and its network classes.
-_MEANS = ("normalizer.new_mean", "normalize.new_mean", "normalize.mean", "mu")
-_STDS = ("normalizer.new_std", "normalize.new_std", "normalize.std", "sigma")
-_UNUSED = "sub_block1."  # WideResNets of TRADES have these layers, but never apply them
-RENAMINGS: dict[str, tuple[tuple[str, str], ...]] = {
-    "timm, torchvision": (),
-    "ResNet for CIFAR": ((r"\bshortcut\.", "downsample."), (r"^linear\.", "fc.")),
-    "WideResNet for CIFAR": (
-        (r"^conv1\.", "stem.conv."),
-        (r"^block1\.layer\.", "stages.0.blocks."),
-        (r"^block2\.layer\.", "stages.1.blocks."),
-        (r"^block3\.layer\.", "stages.2.blocks."),
-        (r"\.bn([12])\.", r".norm\1."),
-        (r"\.convShortcut\.", ".downsample.conv."),
-        (r"^bn1\.", "norm."),
-        (r"^fc\.", "head.fc."),
-    ),
-}
-"""From the names in a file to timm's: patterns and what replaces them, all of a scheme in their order. One scheme is tried
-after the other until a name fits the architecture; a further one is a further row."""
+_IMAGENET_CLASSES = 1000
 
 
 class ExternalCheckpoint(NamedTuple):
-    """What a file holds: weights by the network's own names, and the normalisation of [0, 1] pixels if it is in there."""
+    """What a file holds: weights by the network's own names, and the normalisation of [0, 1] pixels if it is in there.
+
+    ``others`` are the names of the functions and classes whose results or objects lie beside the weights; none was made.
+    """
 
     file: Path
     weights: dict[str, Tensor]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    others: tuple[str, ...] = ()
 
 
 def read_checkpoint(file: str | Path) -> ExternalCheckpoint:
-    """Read the weights of an external PyTorch checkpoint. Nothing is unpickled but tensors and plain containers.
+    """Read the weights of an external PyTorch checkpoint. Nothing that is in the file can run.
 
-    Understood are a bare state dict or one under ``state_dict``, ``model_state_dict``, ``model`` or ``net``, whatever plain
-    things lie beside it; the prefixes of `DataParallel`, of MadryLab's ``robustness`` (which keeps a network twice) and of
-    RobustBench; and their normalisers. Layers that TRADES' WideResNets have but never apply are left out.
+    Understood are a bare state dict or one under ``state_dict``, ``model_state_dict``, ``model`` or ``net``, whatever lies
+    beside it, objects and functions included (`hf_robust_transfer.modeling.pickles`); the prefixes of `DataParallel`, of
+    MadryLab's ``robustness`` (which keeps a network twice), of RobustBench and of a `Sequential`; and their normalisers.
+    Layers that TRADES' WideResNets have but never apply are left out.
 
     Args:
-        file: a ``.pt``/``.pth`` file or a ``.safetensors`` one.
+        file: a ``.pt``/``.pth``/``.ckpt`` file of any version of PyTorch, or a ``.safetensors`` one.
 
     Returns:
-        The weights, and the file's own normalisation or None.
+        The weights, the file's own normalisation or None, and what else it holds.
 
     Raises:
-        ValueError: the file is missing, holds code or is no checkpoint, or it holds two different networks.
+        UsageError: the file is missing, is no checkpoint, has no weights by name, or it holds two different networks.
 
     Example:
         >>> read_checkpoint("cifar_linf_8.pt").mean  # doctest: +SKIP
         (0.4914, 0.4822, 0.4465)
     """
     file = Path(file)
+    tensors, others = _read_tensors(file)
     weights: dict[str, Tensor] = {}
-    for key, value in _read_tensors(file).items():
-        name = _PREFIXES.sub("", key)
-        if not name.startswith(_UNUSED):
-            _add(weights, name, value, file)
-    return ExternalCheckpoint(file, weights, _statistics(weights, _MEANS, file), _statistics(weights, _STDS, file))
+    try:
+        for key, name in own_names(tensors).items():
+            add(weights, name, tensors[key])
+        mean, std = _statistics(weights, MEANS), _statistics(weights, STDS)
+    except UsageError as error:
+        raise UsageError(f"{file} {error}") from None
+    return ExternalCheckpoint(file, weights, mean, std, tuple(others))
 
 
 def import_checkpoint(
@@ -92,23 +81,26 @@ def import_checkpoint(
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
     """Turn an external PyTorch checkpoint into a model and image processor that `save_pretrained` can write.
 
-    Besides timm's own names, those of torchvision's ResNets, of the usual ResNets for CIFAR (``shortcut``, ``linear``;
-    `cifar_resnet18`) and of TRADES' WideResNets (``block1.layer.0.bn1``, …; `cifar_wrn`) are understood: `RENAMINGS` has a
-    row for each. Weights in half precision become float32.
+    Besides timm's own names, old ones included, `hf_robust_transfer.modeling.layouts` understands those of torchvision's
+    ResNets, DenseNets and MobileNetV2, of the usual ResNets for CIFAR (``shortcut``, ``linear``; `cifar_resnet18`), of
+    TRADES' WideResNets (``block1.layer.0.bn1``, …; `cifar_wrn`) and of DeepMind's (``layer.0.block.0.batchnorm_0``, …;
+    `cifar_wrn_silu`). Weights in half precision become float32.
 
     Args:
-        file: a ``.pt``/``.pth`` file or a ``.safetensors`` one, or what `read_checkpoint` made of it.
+        file: a ``.pt``/``.pth``/``.ckpt`` file or a ``.safetensors`` one, or what `read_checkpoint` made of it.
         architecture: the timm architecture that the weights belong to, such as ``cifar_resnet18``.
-        id2label: the names of its classes, by index; by default ``LABEL_0``, … for as many as the weights have.
+        id2label: the names of its classes, by index; by default ImageNet's for 1000 classes of an architecture that timm
+            has for ImageNet, else ``LABEL_0``, … for as many as the weights have.
         model_args: arguments of the architecture's constructor.
-        mean, std: the normalisation that the network expects of [0, 1] pixels, by default the file's own, else none.
+        mean, std: the normalisation that the network expects of [0, 1] pixels, by default the file's own, else none, or
+            for `cifar_wrn_silu` that of the originals for CIFAR-10 or CIFAR-100.
         image_size: the side of its input in pixels, by default the architecture's own.
 
     Returns:
         The model in float32 and in eval mode, and its image processor, as `create_model` gives them.
 
     Raises:
-        ValueError: whatever `read_checkpoint` raises, weights that do not fit the architecture or the labels, or a
+        UsageError: whatever `read_checkpoint` raises, weights that do not fit the architecture or the labels, or a
             normalisation that is not in [0, 1] pixel units.
 
     Example:
@@ -119,22 +111,26 @@ def import_checkpoint(
     checkpoint = file if isinstance(file, ExternalCheckpoint) else read_checkpoint(file)
     labels = {0: "LABEL_0"} if id2label is None else id2label
     channels = (model_args or {}).get("in_chans", 3)
-    mean, std = mean or checkpoint.mean or (0.0,) * channels, std or checkpoint.std or (1.0,) * channels
+    usual = _usual_normalisation(checkpoint, architecture, channels)
+    mean, std = mean or checkpoint.mean or usual[0], std or checkpoint.std or usual[1]
+    if not mean or not std:
+        raise UsageError(
+            f"{checkpoint.file} has no normalisation, and the originals' is known for CIFAR only: give mean and std"
+        )
     model, processor = create_model(
         architecture, id2label=labels, model_args=model_args, mean=mean, std=std, image_size=image_size
     )
     _check_normalisation(mean, std)
-
-    expected = model.timm_model.state_dict()
-    weights: dict[str, Tensor] = {}
-    for key, value in checkpoint.weights.items():
-        _add(weights, _renamed(key, expected), value, checkpoint.file)
+    try:
+        weights = fitted(checkpoint.weights, model.timm_model)
+    except UsageError as error:
+        raise UsageError(f"{checkpoint.file}: {error}") from None
     head = weights.get(next(iter(classifier_layers(model))).removeprefix("timm_model.") + ".weight")
     if head is not None and head.ndim and len(head) != len(labels):
         if id2label is not None:
             raise UsageError(f"{checkpoint.file} has weights for {len(head)} classes, but there are {len(labels)} labels")
-        replace_head(model, {index: f"LABEL_{index}" for index in range(len(head))})
-        expected = model.timm_model.state_dict()
+        replace_head(model, _usual_labels(architecture, len(head)))
+    expected = model.timm_model.state_dict()
     misfits = _misfits(weights, expected)
     if misfits:
         arguments = f" with {model_args}" if model_args else ""
@@ -146,27 +142,73 @@ def import_checkpoint(
     return model, processor
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def _usual_normalisation(
+    checkpoint: ExternalCheckpoint, architecture: str, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What a network of this architecture is taken to expect whose file does not say."""
+    logits = checkpoint.weights.get("logits.bias")
+    if architecture.partition(".")[0] != "cifar_wrn_silu" or logits is None:
+        return (0.0,) * channels, (1.0,) * channels
+    return statistics_of(logits.numel()) or ((), ())
+
+
+def is_of_imagenet(architecture: str, classes: int) -> bool:
+    """Whether so many classes of an architecture are ImageNet's, whose names timm knows."""
+    usual = timm.get_pretrained_cfg_value(architecture, "num_classes")
+    return classes == usual == _IMAGENET_CLASSES
+
+
+def _usual_labels(architecture: str, classes: int) -> dict[int, str]:
+    """ImageNet's names, the second class of a name with its number in WordNet (cranes are birds and machines), or none."""
+    if not is_of_imagenet(architecture, classes):
+        return {index: f"LABEL_{index}" for index in range(classes)}
+    known = ImageNetInfo("imagenet-1k")
+    names: dict[str, None] = {}
+    for synset in known.label_names():
+        name = known.label_name_to_description(synset)
+        names[f"{name} ({synset})" if name in names else name] = None
+    return dict(enumerate(names))
+
+
+def _read_tensors(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """All tensors by name, and what else is in there."""
     try:
         with file.open("rb") as opened:
             beginning = opened.read(1024)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    found: list[str] = []
+
+    def chosen(content: Any, others: list[str]) -> Mapping[str, Stored]:
+        for key in _WRAPPINGS:
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        stored = (
+            {key: each for key, each in content.items() if isinstance(each, Stored)} if isinstance(content, dict) else {}
+        )
+        if not stored or not all(isinstance(key, str) for key in stored):
+            raise UsageError(_no_weights(content, others))
+        found.extend(others)
+        return stored
+
     try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return (load_file(file), []) if file.suffix == ".safetensors" else (read_tensors(file, chosen), found)
+    except UsageError as error:
+        raise UsageError(f"{file} {error}") from None
     except Exception as error:  # damaged files raise what they like: KeyError, struct.error, SafetensorError, …
         raise UsageError(f"{file} {_why_not(beginning, error)}") from error
-    for key in _WRAPPINGS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    tensors = (
-        {key: value for key, value in content.items() if isinstance(value, Tensor)} if isinstance(content, Mapping) else {}
+
+
+def _no_weights(content: Any, others: list[str]) -> str:
+    """Why this content is not that of a checkpoint, where these things are not made."""
+    objects = others or ([content.name] if isinstance(content, Inert) else [])
+    if not objects:
+        return f"holds no state dict: expected names with tensors, or those under {_WRAPPINGS[0]!r}"
+    return (
+        f"holds no weights by name, but {listed((name[:80] for name in objects), 5)}: to make that would run code from the"
+        " file, which is refused. If you trust it, load it in the environment it came from, save the weights alone there"
+        " with torch.save(model.state_dict(), 'weights.pt'), and import that file"
     )
-    if not tensors or not all(isinstance(key, str) for key in tensors):
-        raise UsageError(f"{file} holds no state dict: expected names with tensors, or those under {_WRAPPINGS[0]!r}")
-    return tensors
 
 
 def _why_not(beginning: bytes, error: Exception) -> str:
@@ -176,32 +218,17 @@ def _why_not(beginning: bytes, error: Exception) -> str:
             "is not a PyTorch checkpoint but a web page: the download failed, as when a drive first asks for a confirmation"
             " or its quota is exceeded. Open the link in a browser and download the file itself"
         )
-    if isinstance(error, pickle.UnpicklingError) and beginning.startswith((b"PK\x03\x04", b"\x80")):
-        forbidden = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return (
-            f"holds more than weights{f' ({forbidden[1]})' if forbidden else ''}: loading it would run code from the file,"
-            " which is refused. If you trust it, load it in the environment it came from, save the weights alone there with"
-            " torch.save(model.state_dict(), 'weights.pt'), and import that file"
-        )
-    # What the weights-only loader says speaks of how to switch it off.
-    reason = "" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+    reason = str(error).partition("\n")[0][:200]
     shown = f"it begins with {beginning[:40]!r}" + (f" ({reason})" if reason else "")
     return f"is not a PyTorch checkpoint, or a damaged one; {shown}"
 
 
-def _add(weights: dict[str, Tensor], name: str, value: Tensor, file: Path) -> None:
-    """Add a tensor; it may be there already, but not with other values."""
-    if name in weights and not torch.equal(weights[name], value):
-        raise UsageError(f"{file} holds two different tensors for {name}: save the one network's state_dict() alone")
-    weights[name] = value
-
-
-def _statistics(weights: dict[str, Tensor], names: tuple[str, ...], file: Path) -> tuple[float, ...] | None:
+def _statistics(weights: dict[str, Tensor], names: tuple[str, ...]) -> tuple[float, ...] | None:
     """Take the normaliser's buffers of these names out of the weights."""
     found: dict[str, Tensor] = {}
     for name in names:
         if name in weights:
-            _add(found, names[0], weights.pop(name).flatten().float(), file)
+            add(found, names[0], weights.pop(name).flatten().float())
     # The shortest decimals that are these float32 numbers: 0.4914, not 0.49140000343322754.
     return tuple(float(str(np.float32(value))) for value in found[names[0]].tolist()) if found else None
 
@@ -209,16 +236,6 @@ def _statistics(weights: dict[str, Tensor], names: tuple[str, ...], file: Path) 
 def _check_normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
         raise UsageError(f"mean {mean} and std {std} must be those of pixels in [0, 1]: divide those of 0 … 255 by 255")
-
-
-def _renamed(key: str, expected: Container[str]) -> str:
-    for scheme in RENAMINGS.values():
-        name = key
-        for pattern, replacement in scheme:
-            name = re.sub(pattern, replacement, name)
-        if name in expected:
-            return name
-    return key
 
 
 def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], shown: int = 4) -> str:

@@ -206,7 +206,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(task, tmp_path, error_o
 def test_a_file_with_code_ends_the_recipe_with_one_line(tmp_path, error_of):
     (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Payload(f"touch '{tmp_path / 'ran'}'")}))
     arguments = (tmp_path / "evil.pt", *TINY_WRN, "--labels", *"abc", "--output_dir", tmp_path / "source")
-    assert "holds more than weights" in error_of("import_checkpoint.py", *arguments)
+    assert "run code from the file, which is refused" in error_of("import_checkpoint.py", *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"]
 
 
