@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
+from ..data.sizes import tell_of_images
 from ..errors import UsageError, listed
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.chunks import attack_in_chunks
@@ -167,6 +168,7 @@ def _measured(
 
 def _clean_accuracy(classifier: PixelClassifier, dataset: PixelDataset) -> tuple[Accuracy, float]:
     """The accuracy on these images in float32, and that of always guessing their most frequent class."""
+    tell_of_images(dataset, dataset.name)
     subject = make_ready(classifier, dataset)
     outcomes = [
         attack_in_chunks(subject, Subset(dataset, rows.tolist()), [], progress=False)

@@ -1,5 +1,11 @@
 """Encoded images as RGB or grey ones, as a viewer shows them."""
 
+from collections.abc import Mapping
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageChops
 
@@ -49,6 +55,29 @@ def is_coloured(image: Image.Image) -> bool:
         return False
     red, green, blue = to_rgb(image).split()
     return any(ImageChops.difference(red, other).getbbox() is not None for other in (green, blue))
+
+
+def size_of(image: Any) -> tuple[int, int] | None:
+    """The width and height of an image, from its header where it is encoded; None where they cannot be told.
+
+    Args:
+        image: of Pillow, an array (H, W) or (H, W, C), a file's name or its content, or one as `datasets` stores it.
+
+    Example:
+        >>> size_of(Image.new("RGB", (40, 30))), size_of(np.zeros((30, 40, 3))), size_of(b"no image")
+        ((40, 30), (40, 30), None)
+    """
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, Image.Image):
+        return image.size
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        return image.shape[1], image.shape[0]
+    if isinstance(image, str | Path | bytes):
+        # For damaged files Pillow raises nearly anything; it reads no more than the header here.
+        with suppress(Exception), Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return opened.size
+    return None
 
 
 def _of_8_bits(image: Image.Image) -> Image.Image:

@@ -173,7 +173,7 @@ class _Given:
         ready = image == "pixel_values" and label in ("labels", None) and self._label_names is None and not self._has_text
         if ready and not isinstance(data, Dataset):
             return data
-        return ReadPixels(data, self._reader(image, label), self.name)
+        return ReadPixels(data, self._reader(image, label), self.name, image)
 
     def check(self, made: Any) -> None:
         """Look at the first sample of a data set that is read sample by sample, and at all labels of a list."""
@@ -195,9 +195,8 @@ class _Given:
             image = image_column(split.features, self.image)
             zeros = Value("int64")
             split = split.select_columns([image]).add_column("no label", [0] * len(split), feature=zeros)
-            return ReadPixels(
-                PixelDataset(tidy(split, image, "no label"), self._processor, self.name), without_label, self.name
-            )
+            pixels = PixelDataset(tidy(split, image, "no label"), self._processor, self.name)
+            return ReadPixels(pixels, without_label, self.name, "pixel_values")
         return PixelDataset(self._with_labels(tidy(split, self.image, self.label)), self._processor, self.name)
 
     def _prepared(self, split: Dataset) -> ReadPixels:
@@ -212,7 +211,7 @@ class _Given:
             split = split.rename_columns({label: "label"} if label != "label" else {})
             labels_of(split if is_numbered(split) else (split := self._with_labels(split)), self.name)
         read = partial(read_sample, "pixel_values", label and "label", partial(as_array, leaf), None)
-        return ReadPixels(split, read, self.name)
+        return ReadPixels(split, read, self.name, "pixel_values")
 
     def _of_rows(
         self, rows: Sequence[Any], image: str | int, label: str | int | None, names: Sequence[str] | None = None

@@ -3,9 +3,10 @@
 import hashlib
 import mmap
 import operator
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from ..errors import UsageError, listed
-from .decoding import to_rgb
+from .cropping import RandomCrops
+from .decoding import size_of, to_rgb
 from .labels import without_format
+from .parts import in_threads, leaves, resolved
 from .processing import to_pixels
 
 logger = logging.get_logger(__name__)
 _LONGEST = 500  # of the shorter side: resized by that to 224 pixels, such an image has 25 million
+_MAKING_ROOM = Lock()  # for all images: one thread does
 
 
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -37,10 +41,12 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             integers from 0. The names of a `ClassLabel` must be those of the model's labels wherever the two meet.
         processor: the model's image processor.
         name: what to call the split in an error.
+        keep: keep decoded images in memory, as long as they fit.
 
     Items are ``{"pixel_values": (C, H, W), "labels": int}``, the pixels uint8 as image files have them; where a processor
     makes other values of them, float32 in [0, 1]. `as_pixels` gives the latter in any case. Images are decoded once and
     kept in memory, which worker processes share, as long as all of them take no more than ``KEEP_BYTES`` (2 GiB).
+    `cropped` reads one anew, as it lies in its file, and cuts a part out of it.
 
     Raises:
         UsageError: columns of another kind or a missing label; on reading an image that cannot be decoded, where the
@@ -56,12 +62,13 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     KEEP_BYTES = 2 * 2**30
 
-    def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train") -> None:
+    def __init__(self, split: Dataset, processor: BaseImageProcessor, name: str = "train", *, keep: bool = True) -> None:
         self.name = name
         split = without_format(split)
         _check_images(split, name)
         self.label_names, self.labels = labels_of(split, name)
-        self._has_said_so = False
+        self._has_said_so, self._keep = False, keep
+        self._sizes = np.zeros((len(self.labels), 2), dtype=np.int32)  # widths and heights, of images that were decoded
         self._kept: tuple[Tensor, Tensor] | None = None  # all images, and which of them are there
         self._encoded = split.cast_column("image", Image(decode=False))
         self._decoder = Image()
@@ -84,6 +91,15 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {"pixel_values": self._remembered(row), "labels": self.labels[row]}
 
+    def cropped(self, row: int, crop: Callable[[PILImage.Image], Tensor]) -> dict[str, Any]:
+        """An item whose pixels are what a function makes of the image as it lies in its file, upright and in RGB."""
+        return {"pixel_values": crop(self._decode(row)), "labels": self.labels[row]}
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """The width and height of an image as it lies in its file, None where they cannot be told."""
+        width, height = self._sizes[row].tolist()
+        return (width, height) if width else size_of(self._encoded[row]["image"])
+
     def __getstate__(self) -> dict[str, Any]:
         # Forked workers share what is kept; a process that gets the data set pickled decodes for itself.
         return {**self.__dict__, "_kept": None}
@@ -97,8 +113,9 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         pixels = in_bytes(self._to_pixels(self._decode(row)))
         if pixels.dtype != torch.uint8:
             return pixels
-        if self._kept is None and pixels.nbytes * len(self) <= self.KEEP_BYTES:
-            self._kept = _shared((len(self), *pixels.shape)), _shared((len(self),))
+        if self._kept is None and self._keep and pixels.nbytes * len(self) <= self.KEEP_BYTES:
+            with _MAKING_ROOM:
+                self._kept = self._kept or (_shared((len(self), *pixels.shape)), _shared((len(self),)))
         if self._kept is not None and pixels.shape == self._kept[0].shape[1:]:
             self._kept[0][row], self._kept[1][row] = pixels, 1
         return pixels
@@ -110,6 +127,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             if encoded is None:
                 raise UsageError("there is none")
             image = self._decoder.decode_example(encoded)
+            self._sizes[row] = image.size
             if getattr(image, "is_animated", False) and image.format != "MPO":  # a photograph and its preview
                 self._say_that_the_first_frame_is_used(row, file)
             return viewed(image)
@@ -141,8 +159,12 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
             rank, world_size: of several processes, each checks its share.
         """
         rows = range(rank, len(self), world_size)
-        for row in tqdm(rows, desc=f"checking {self.name} images", leave=False, disable=rank > 0 or len(rows) < 1000):
-            self._remembered(row)
+        read = in_threads(self._touch, rows)
+        for _ in tqdm(read, f"checking {self.name} images", len(rows), leave=False, disable=rank > 0 or len(rows) < 1000):
+            pass
+
+    def _touch(self, row: int) -> None:
+        self._remembered(row)
 
 
 def viewed(image: PILImage.Image) -> PILImage.Image:
@@ -207,26 +229,58 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
         dataset: yields dictionaries, with a label in ``labels`` where it is known.
         num_labels: how many labels the model has.
         names: of these labels; a data set that knows its own, as `PixelDataset` does, must have the same.
+        crops: cut out of each image, as it lies in its file, for which the data set must be a `PixelDataset`, or a subset
+            or concatenation of such ones.
 
     Raises:
-        UsageError: the names differ; on reading, an item whose label the model does not have.
+        UsageError: the names differ, or there are no images to cut crops out of; on reading, an item whose label the model
+            does not have.
     """
 
-    def __init__(self, dataset: Any, num_labels: int, names: Sequence[str] | None = None) -> None:
-        self.dataset, self.num_labels = dataset, num_labels
+    def __init__(
+        self, dataset: Any, num_labels: int, names: Sequence[str] | None = None, crops: RandomCrops | None = None
+    ) -> None:
+        self.dataset, self.num_labels, self.crops = dataset, num_labels, crops
+        if crops is not None:
+            check_that_it_can_be_cropped(dataset)
         if names is not None:
             check_label_names(dataset, names)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The samples of a batch; those that are to be decoded for it, by several threads."""
+        dataset, _ = resolved(self.dataset, indices[0])
+        decodes = isinstance(dataset, PixelDataset) and (self.crops is not None or not dataset.in_memory)
+        return list((in_threads if decodes else map)(self.__getitem__, indices))
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.dataset[index]
+        if self.crops is None:
+            item = self.dataset[index]
+        else:
+            dataset, row = resolved(self.dataset, index)
+            item = dataset.cropped(row, partial(self.crops, index=index))
         if not isinstance(item, Mapping):
             raise UsageError(f"sample {index} is a {type(item).__name__}, not a dictionary of pixel_values and labels")
         item = {**item, "indices": index}
         check_label(item.get("labels", 0), self.num_labels, index)
         return item
+
+
+def check_that_it_can_be_cropped(dataset: Any) -> None:
+    """Refuse a data set that has no images to cut parts out of.
+
+    Raises:
+        UsageError: some of it is no `PixelDataset`.
+    """
+    other = next((leaf for leaf in leaves(dataset) if not isinstance(leaf, PixelDataset)), None)
+    if other is not None:
+        raise UsageError(
+            "--random_resized_crop cuts parts out of images as they lie in their files, but the training data set makes its"
+            f" samples itself ({type(getattr(other, 'dataset', other)).__name__}): crop there, or give images without a"
+            " transform, as a datasets.Dataset, an ImageFolder or rows"
+        )
 
 
 def check_label(label: Any, num_labels: int, index: int) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import BaseImageProcessor
 
 from ..errors import UsageError, listed
+from .decoding import size_of
 from .labels import match_labels
-from .pixels import in_bytes, viewed
+from .pixels import PixelDataset, in_bytes, viewed
 from .processing import to_pixels
 
 
@@ -26,11 +27,12 @@ class ReadPixels(torch.utils.data.Dataset[dict[str, Any]]):
         dataset: yields what the user made of a sample.
         read: makes pixels and a label of it.
         name: what to call the data set in an error.
+        image: a sample's key for its image or pixels.
     """
 
-    def __init__(self, dataset: Any, read: Callable[[Any], dict[str, Any]], name: str) -> None:
+    def __init__(self, dataset: Any, read: Callable[[Any], dict[str, Any]], name: str, image: Any) -> None:
         self.dataset, self.name = dataset, name
-        self._read = read
+        self._read, self._image = read, image
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -41,6 +43,16 @@ class ReadPixels(torch.utils.data.Dataset[dict[str, Any]]):
             return self._read(sample)
         except UsageError as error:
             raise UsageError(f"sample {row} of the {self.name} data set: {error}") from error
+
+    def size(self, row: int) -> tuple[int, int] | None:
+        """The width and height of what a sample has as its image, None where they cannot be told."""
+        if isinstance(self.dataset, PixelDataset):
+            return self.dataset.size(row)
+        value = self.dataset[row][self._image]
+        if not isinstance(value, Tensor) and self._image != "pixel_values":
+            return size_of(value)
+        height, width = np.shape(value)[-2:]
+        return width, height
 
 
 def read_sample(

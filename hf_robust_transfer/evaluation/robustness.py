@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attacks.eval_mode import untouched
 from ..data import as_pixel_dataset, as_pixels, choose_split, collate
+from ..data.sizes import tell_of_images
 from ..threat_model import ThreatModel
 from .accuracy import Accuracy
 from .chunks import Outcomes, Task, attack_in_chunks
@@ -93,7 +94,7 @@ def evaluate_robustness(
         compiled: craft them on a model that went through `torch.compile`: worth its minute in long evaluations.
         model_name, data_name, split: what the report calls them.
         resume_folder: finished work is kept there, and found again when the evaluation is started again.
-        progress: show a progress bar with the running robust accuracy.
+        progress: tell what is done to the images, and show a progress bar with the running robust accuracy.
 
     Returns:
         The report.
@@ -170,6 +171,8 @@ def evaluate_subject(
         folder: finished work is kept there, and found again when the evaluation is started again.
     """
     began = time.perf_counter()
+    if progress and PartialState().is_main_process:
+        tell_of_images(dataset, split)
     settings = subject.settings
     plan = _planned(subject, threat_model, attacks)
     outcomes = attack_in_chunks(subject, dataset, plan.tasks, folder=folder, progress=progress)

@@ -43,7 +43,7 @@ def check_plan(args: RobustTrainingArguments) -> None:
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in METRICS:
         raise UsageError(f"--metric_for_best_model {args.metric_for_best_model} is not measured: use {choices(METRICS)}")
-    if args.cache_features and not args.random_crop and (args.lwf_weight or args.freeze == "backbone"):
+    if args.cache_features and not args.crops_at_random and (args.lwf_weight or args.freeze == "backbone"):
         check_writable(args.feature_cache_dir, "--feature_cache_dir")
 
 
@@ -99,7 +99,8 @@ def train_and_evaluate(
     for name in ("train", "validation", "test"):
         split = getattr(splits, name)
         if split is not None:
-            datasets[name] = PixelDataset(split, processor, name)
+            keep = name != "train" or not args.random_resized_crop
+            datasets[name] = PixelDataset(split, processor, name, keep=keep)
             datasets[name].check(args.process_index, args.world_size)
     args.threat_model.check_radius(datasets["train"][0]["pixel_values"].shape)
     trainer = RobustTrainer(

@@ -212,6 +212,13 @@ class RobustTrainingArguments(TrainingArguments):
     )
 
     random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
+    random_resized_crop: float = field(
+        default=0,
+        metadata={
+            "help": "Augmentation of photographs: cut a part of at least this share of its area, like 0.35, out of each"
+            " image as it lies in its file, at an aspect ratio between 3/4 and 4/3, and resize it to the model's input."
+        },
+    )
     random_flip: bool = field(default=False, metadata={"help": "Augmentation: mirror half of the images left to right."})
 
     eval_attack_steps: int = field(
@@ -311,6 +318,11 @@ class RobustTrainingArguments(TrainingArguments):
     def eval_attack_step(self) -> float | None:
         """``eval_attack_step_size`` as a number."""
         return None if self.eval_attack_step_size is None else _parsed(self.eval_attack_step_size)
+
+    @property
+    def crops_at_random(self) -> bool:
+        """Whether images change from epoch to epoch by more than a flip, so that nothing is known of them before."""
+        return self.random_crop > 0 or self.random_resized_crop > 0
 
     @property
     def merges_adapter(self) -> bool:

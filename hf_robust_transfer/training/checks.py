@@ -162,6 +162,10 @@ def _of_evaluation(args: Any) -> Iterator[str]:
 
 
 def _of_loading(args: Any) -> Iterator[str]:
+    if args.random_resized_crop > 1:
+        yield f"--random_resized_crop {args.random_resized_crop:g} is a share of the image's area: at most 1, as in 0.35"
+    if args.random_crop and args.random_resized_crop:
+        yield "--random_crop and --random_resized_crop both crop: drop one; for photographs, the first"
     if args.dataloader_num_workers == 0 or (args.dataloader_num_workers < 0 and args.use_cpu):
         for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             if getattr(args, name):

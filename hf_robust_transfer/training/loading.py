@@ -10,12 +10,23 @@ from typing import Any, cast
 from datasets import DatasetDict, IterableDatasetDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import BaseImageProcessor, PreTrainedModel, Trainer
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+)
 from transformers.utils import logging
 
 from ..data import Indexed, PixelDataset, as_pixel_dataset, as_pixels, choose_split
 from ..data.columns import refuse_streams
+from ..data.cropping import RandomCrops
 from ..data.given import has_roles
+from ..data.pixels import check_that_it_can_be_cropped
+from ..data.sizes import resizing_of
 from ..errors import UsageError
 from ..modeling import PixelClassifier
 from ..modeling.adapters import is_adapted
@@ -28,13 +39,31 @@ from .preparing import check_that_it_merges
 from .reporting import random_state_kept
 
 logger = logging.get_logger(__name__)
-_REPLAY = 3  # the purpose that a sampler's randomness is drawn for, as a part of its address
+_REPLAY, _CROPS = 3, 4  # the purposes that randomness is drawn for, as a part of its address: a sampler, random crops
 
 
 def workers(args: RobustTrainingArguments, dataset: Any) -> int:
     """How many processes read images: none on a CPU, which has better to do, or for images that are kept in memory."""
     cores = (os.cpu_count() or 1) // max(1, args.world_size)
-    return 0 if getattr(dataset, "in_memory", False) or args.device.type == "cpu" else min(8, cores)
+    kept = getattr(dataset, "in_memory", False) and not args.random_resized_crop
+    return 0 if kept or args.device.type == "cpu" else min(8, cores)
+
+
+class BeginsCrops(TrainerCallback):
+    """Has random crops be those of the epoch that begins.
+
+    Args:
+        crops: gives them, or None for none.
+    """
+
+    def __init__(self, crops: Callable[[], RandomCrops | None]) -> None:
+        self.crops = crops
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Before any of the epoch's images is read."""
+        crops = self.crops()
+        if crops is not None:
+            crops.begin(int(state.epoch or 0))
 
 
 class LoadingTrainer(Trainer):
@@ -57,6 +86,9 @@ class LoadingTrainer(Trainer):
     ) -> None:
         self._columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
         self._ready: list[Any] = []  # what was made of the data sets that were given
+        self._crops: RandomCrops | None = None
+        self._told: set[str | int] = set()
+        self._has_warned = False
         self.train_dataset, self.eval_dataset = _one(train_dataset, "train"), _one(eval_dataset, "validation")
         self.processing_class = processing_class
         for dataset, name in ((self.train_dataset, "train"), (self.eval_dataset, "validation")):
@@ -71,11 +103,14 @@ class LoadingTrainer(Trainer):
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
         if model is None:
             self._make_ready()
+        self.add_callback(BeginsCrops(lambda: self._crops))
 
     def _make_ready(self) -> None:
         """Make data sets of pixels of what was given, and see that there is something to train on."""
         if self.train_dataset is not None:
             self.train_dataset = self._as_pixels(self.train_dataset, "train")
+            if self.args.random_resized_crop:
+                check_that_it_can_be_cropped(self.train_dataset)
         if self.eval_dataset is not None:
             self.eval_dataset = self._as_pixels(self.eval_dataset, "validation")
         several = cast(Any, self.eval_dataset)
@@ -115,7 +150,7 @@ class LoadingTrainer(Trainer):
         """Whether features that cannot change are computed once for the training images."""
         # A data set without a fingerprint may draw its own augmentation, anew in every epoch.
         named = "fingerprint" in dir(self.train_dataset)  # not yet asked for: it may take a look at all images
-        return self.args.cache_features and not self.args.random_crop and named
+        return self.args.cache_features and not self.args.crops_at_random and named
 
     @cached_property
     def caches_student_features(self) -> bool:
@@ -173,8 +208,32 @@ class LoadingTrainer(Trainer):
             raise UsageError("there is no training image: give train_dataset=")
         if self.args.freeze == "backbone" and isinstance(given, PixelDataset) and self.caches_student_features:
             given = self._indexed([{"labels": label} for label in given.labels])
+        elif self.args.random_resized_crop:
+            args = self.args
+            seed, shared = fold_in(args.seed, _CROPS), args.dataloader_num_workers > 0
+            self._crops = RandomCrops(cast(Any, self.processing_class), args.random_resized_crop, seed=seed, shared=shared)
+            given = Indexed(given, len(self._labels), self._labels, self._crops)
         with self._seen_as("train_dataset", given):
             return super().get_train_dataloader()
+
+    def tell_of_images(self, dataset: Any, name: str) -> None:
+        """Print, once and from one process, what is done to images; warn where most of them is thrown away.
+
+        Where the user has taken off the callbacks that print, nothing is printed.
+        """
+        own = any(dataset is each for each in self._ready)
+        if not self.is_world_process_zero() or (own and id(dataset) in self._told):
+            return
+        with random_state_kept(self.args.device):
+            resizing = resizing_of(dataset)
+        line = f"{getattr(dataset, 'name', name)}: {resizing}"
+        prints = any(isinstance(each, PrinterCallback | ProgressCallback) for each in self.callback_handler.callbacks)
+        if resizing is not None and prints and line not in self._told:
+            print(line, flush=True)
+        if resizing is not None and resizing.warning is not None and not self._has_warned:
+            logger.warning(resizing.warning)
+            self._has_warned = True
+        self._told |= {line, id(dataset)} if own else {line}
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate, as for `transformers.Trainer`; of a `DatasetDict`, on its validation or test split."""
@@ -191,13 +250,20 @@ class LoadingTrainer(Trainer):
                 raise UsageError(
                     f"eval_dataset {eval_dataset!r} is none of the trainer's: give its eval_dataset as a dictionary"
                 )
+            self.tell_of_images(
+                known[eval_dataset] if isinstance(eval_dataset, str) else known, eval_dataset or "validation"
+            )
             with self._seen_as("eval_dataset", self.eval_dataset):
                 return super().get_eval_dataloader(eval_dataset)
-        return super().get_eval_dataloader(self.with_indices(eval_dataset, "validation"))
+        images = self.with_indices(eval_dataset, "validation")
+        self.tell_of_images(images.dataset, "validation")
+        return super().get_eval_dataloader(images)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """Images to predict with their indices; as for `transformers.Trainer`. They need no labels."""
-        return super().get_test_dataloader(self.with_indices(test_dataset, "test", labelled=False))
+        images = self.with_indices(test_dataset, "test", labelled=False)
+        self.tell_of_images(images.dataset, "test")
+        return super().get_test_dataloader(images)
 
     @contextmanager
     def _seen_as(self, name: str, dataset: Any) -> Iterator[None]:

@@ -45,6 +45,8 @@ class RunningTrainer(LoadingTrainer, SchedulingTrainer, SavingTrainer):
         """
         if self.model is not None:  # in a search, a trial's is made later
             self._check_that_it_will_load()
+        if self.train_dataset is not None:
+            self.tell_of_images(self.train_dataset, "train")
         self._halvings: list[int] = []
         self._start: tuple[dict[str, Any], ...] | None = None
         self.last_checkpoint = None

@@ -26,6 +26,7 @@ NUMBERS = [
         "warm_start_steps", "unfreeze_warmup_steps", "eps_warmup_steps", "warm_start_learning_rate", "num_train_epochs",
         "max_grad_norm", "random_crop", "save_total_limit", "logging_steps", "save_steps", "eval_steps", "eval_delay",
         "adam_beta1", "warmup_steps", "ddp_timeout", "warm_start_epochs", "halve_on_divergence",
+        "random_resized_crop",
     )),
     *((f"{name} {value}", f"--{name} {value} must be a finite number") for name, value in (
         ("learning_rate", "nan"), ("learning_rate", "inf"), ("weight_decay", "nan"), ("max_grad_norm", "nan"),
@@ -110,6 +111,8 @@ CONTRADICTIONS = [
         "warm_start_epochs 3 --lr_scheduler_type reduce_lr_on_plateau --eval_strategy epoch",
         "--lr_scheduler_type reduce_lr_on_plateau is no schedule over steps",
     ),
+    ("random_resized_crop 1.5", "--random_resized_crop 1.5 is a share of the image's area: at most 1"),
+    ("random_resized_crop 0.35 --random_crop 4", "--random_crop and --random_resized_crop both crop: drop one"),
     ("fp16", "--fp16 needs a GPU"),
     ("fp16 --bf16", "fp16 and bf16"),
     ("dataloader_prefetch_factor 2", "--dataloader_prefetch_factor needs processes that read images"),
