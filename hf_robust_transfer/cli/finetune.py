@@ -81,8 +81,9 @@ def main(argv: Sequence[str]) -> None:
         model, processor = model_args.load(splits.id2label)
         teacher = None
         if args.lwf_weight:
-            own = {} if args.teacher_name_or_path else model_args.checkpoint_options
-            options = {"image_size": model_args.image_size, **own, **model_args.hub_options}
+            own = {"image_size": model_args.image_size} if source == model_args.model_name_or_path else {}
+            own |= {} if args.teacher_name_or_path else model_args.checkpoint_options
+            options = {**own, **model_args.hub_options}
             teacher = PixelClassifier(*load_model(source, **options))
         train_and_evaluate(
             model,

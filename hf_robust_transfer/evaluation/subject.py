@@ -1,5 +1,6 @@
 """The subject of an evaluation: a classifier made ready to be attacked and judged."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -220,5 +221,8 @@ def _check_outputs(classifier: nn.Module, images: Tensor, labels: Sequence[str])
 
 def _fingerprint(classifier: nn.Module) -> str:
     if isinstance(classifier, PixelClassifier):
-        return fingerprint(classifier.model, classifier.processor)
+        whole = fingerprint(classifier.model, classifier.processor)
+        if classifier.input_size is None and classifier.columns is None:
+            return whole
+        return hashlib.sha256(repr((whole, classifier.input_size, classifier.columns)).encode()).hexdigest()
     return weights_sha256(classifier)

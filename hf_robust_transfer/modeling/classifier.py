@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from types import MethodType
@@ -19,6 +19,7 @@ from .adapters import merged
 from .heads import classifier_layers, logits_of_features
 from .input_size import model_channels
 from .processors import normalisation
+from .resizing import resized
 
 
 class ClassifierOutput(NamedTuple):
@@ -58,6 +59,8 @@ class PixelClassifier(nn.Module):
         mean, std, self.flipped = normalisation(processor)
         self.model, self.processor = model, processor
         self._forward_through = [forward_through if forward_through is not None else model]  # a list: no submodule
+        self.input_size: tuple[int, int] | None = None
+        self.columns: list[int] | None = None
         self._layers = tuple(classifier_layers(model))
         self._channels_last = takes_channels_last(model)
         channels = model_channels(model)
@@ -71,6 +74,25 @@ class PixelClassifier(nn.Module):
         for name, value in (("mean", mean), ("std", std)):
             tensor = torch.tensor(value, dtype=dtype, device=model.device).view(1, -1, 1, 1)
             self.register_buffer(name, tensor, persistent=False)
+
+    def view(self, *, size: tuple[int, int] | None = None, columns: Sequence[int] | None = None) -> "PixelClassifier":
+        """The same classifier, weights and all, for images of another size or with some of its labels.
+
+        Args:
+            size: the height and width at which it sees images, which `resized` makes of them; by default as they come.
+            columns: the labels that there are logits of, by their numbers and in this order; by default all.
+
+        Example:
+            >>> from hf_robust_transfer.modeling import create_model
+            >>> teacher = PixelClassifier(*create_model("cifar_resnet18", id2label={0: "cat", 1: "dog", 2: "eel"}))
+            >>> view = teacher.view(size=(32, 32), columns=[2, 0])
+            >>> view(torch.rand(2, 3, 80, 64)).shape, view.labels
+            (torch.Size([2, 2]), ['eel', 'cat'])
+        """
+        view = copy.copy(self)
+        view.input_size = size
+        view.columns = None if columns is None else list(columns)
+        return view
 
     def merged(self, *, needed: bool = False) -> "PixelClassifier":
         """This classifier itself or, of a model with adapters of peft, a copy that has them merged into the weights.
@@ -92,23 +114,29 @@ class PixelClassifier(nn.Module):
     def labels(self) -> list[str]:
         """The labels' names, in the order of the logits."""
         id2label: dict[Any, str] = self.model.config.id2label or {}
-        return [id2label[index] for index in sorted(id2label)]
+        names = [id2label[index] for index in sorted(id2label)]
+        return names if self.columns is None else [names[column] for column in self.columns]
 
     def from_features(self, features: Tensor) -> ClassifierOutput:
         """What `outputs` gives, from its features (B, D): the head alone, once `accept_features` was called."""
         logits = self._forward_through[0](pixel_values=None, features=features).logits
-        return ClassifierOutput(logits, features)
+        return ClassifierOutput(self._chosen(logits), features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W) in [0, 1], of any floating type."""
         if not images.is_floating_point():
             raise UsageError(f"images are {images.dtype}: pass floating pixels, as as_pixels makes them of uint8")
         dtype = torch.promote_types(images.dtype, torch.float32)  # to normalise in
+        if self.input_size is not None:
+            images = resized(images, self.input_size)
         normalised = ((images - self.mean.to(dtype)) / self.std.to(dtype)).to(self.model.dtype)
         normalised = normalised.flip(1) if self.flipped else normalised
         if self._channels_last:
             normalised = normalised.contiguous(memory_format=torch.channels_last)
-        return self._forward_through[0](pixel_values=normalised).logits
+        return self._chosen(self._forward_through[0](pixel_values=normalised).logits)
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        return logits if self.columns is None else logits[:, self.columns]
 
     def outputs(self, images: Tensor) -> ClassifierOutput:
         """Logits and penultimate features (B, D): the flattened inputs of all `classifier_layers`, put together."""

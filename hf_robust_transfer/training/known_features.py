@@ -64,8 +64,8 @@ def cache_features(
     """Compute the features of a data set in eval mode, or find them where an earlier run left them.
 
     They lie memory-mapped in a file that is named by a hash of the weights below the classifier layer, of the
-    normalisation, and of the other arguments here. Of several processes that want the same, one computes. A file that is
-    damaged is made anew.
+    normalisation, of the size that images are seen at, and of the other arguments here. Of several processes that want the
+    same, one computes. A file that is damaged is made anew.
 
     Args:
         classifier: the model whose features these are, on its device; its classifier layer does not matter.
@@ -94,7 +94,7 @@ def cache_features(
     model = classifier.model
     weights = weights_sha256(classifier, but={name for name in model.state_dict() if is_of_head(name, model)})
     statistics = [buffer.flatten().tolist() for buffer in (classifier.mean, classifier.std)] + [classifier.flipped]
-    identity = (weights, statistics, fingerprint, mirrored, precision)
+    identity = (weights, statistics, classifier.input_size, fingerprint, mirrored, precision)
     file = folder / f"{hashlib.sha256(repr(identity).encode()).hexdigest()}.npy"
     check_writable(folder, "--feature_cache_dir")
     folder.mkdir(parents=True, exist_ok=True)

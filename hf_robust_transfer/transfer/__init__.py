@@ -3,6 +3,7 @@
 from .block_order import Block, blocks
 from .distillation import DISTANCES, feature_distance, make_teacher
 from .freezing import describe, eval_where_frozen, freeze
+from .matching import label_columns, matched_teacher
 from .phases import Phases
 from .presets import PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
@@ -19,6 +20,8 @@ __all__ = [
     "feature_distance",
     "freeze",
     "head_learning_rate",
+    "label_columns",
     "make_teacher",
+    "matched_teacher",
     "preset",
 ]

@@ -13,7 +13,8 @@ from ..functions import choose_function
 from ..modeling.adapters import merged
 from ..modeling.classifier import PixelClassifier
 from ..modeling.heads import feature_sizes
-from ..modeling.input_size import model_channels, model_size, refusal
+from ..modeling.input_size import model_channels
+from .matching import at_pixels_of
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -77,7 +78,9 @@ def make_teacher(
     weight: float,
     device: torch.device,
 ) -> PixelClassifier | None:
-    """The frozen teacher whose features the model's are kept close to.
+    """The frozen teacher whose features the model's are kept close to, in the terms of the model's images.
+
+    A teacher for images of another size gets the model's resized, as `at_pixels_of` does it, and normalises them itself.
 
     Args:
         model: the model that is about to be trained.
@@ -88,7 +91,7 @@ def make_teacher(
 
     Raises:
         UsageError: it is no `PixelClassifier`, it is the model itself or shares weights with it, or its features are of
-            another size than the model's, or it does not take the model's images.
+            another size than the model's, or it takes grey images and the model those in colour.
     """
     if given is not None and not isinstance(given, PixelClassifier):
         raise UsageError(f"teacher is a {type(given).__name__}: give PixelClassifier(source, processor)")
@@ -111,19 +114,14 @@ def make_teacher(
             " architecture, usually the source itself"
         )
     teacher = teacher.to(device).eval().requires_grad_(False)
-    if given is not None:
-        _check_images(teacher, model)
-    return teacher
+    if given is None:
+        return teacher
+    _check_channels(teacher, model)
+    return at_pixels_of(teacher, processor)
 
 
-def _check_images(teacher: PixelClassifier, model: PreTrainedModel) -> None:
-    """Make sure that a teacher takes the images of the model; an RGB one takes grey images, too."""
+def _check_channels(teacher: PixelClassifier, model: PreTrainedModel) -> None:
+    """Make sure that a teacher takes images of the model's channels; an RGB one takes grey images, too."""
     channels, own = model_channels(model), model_channels(teacher.model)
     if own == 1 != channels:
         raise UsageError(f"the teacher takes grey images, the model those of {channels} channels: LwF shows both the same")
-    size = model_size(model)
-    if size not in (None, model_size(teacher.model)) and (refused := refusal(teacher.model, size)) is not None:
-        raise UsageError(
-            f"the teacher takes no images of {size[0]}×{size[1]} pixels, as the model does ({refused}): load both with the"
-            " same --image_size, in Python load_model(…, image_size=…)"
-        )

@@ -88,9 +88,8 @@ ROWS = [
         "leave out the image processor"),
     *(Row(f"in_chans {value}", f"pretrain <pretrain> --model_args '{json.dumps({'in_chans': value})}'",
           ("in_chans", "only RGB images (3) and grey ones (1)")) for value in (0, 2, 4, -1, True, "three", None, 1.5, [1])),
-    *(Row(f"{name} that takes other images", line, ("8×8" if "teacher" in name else "(3, 8, 8)", "match"), make=larger)
-      for name, line in (("a teacher", "finetune <finetune> --model_name_or_path small --teacher_name_or_path bad"),
-                         ("a surrogate", "evaluate <evaluate> --attacks transfer --surrogate bad"))),
+    Row("a surrogate that takes other images", "evaluate <evaluate> --attacks transfer --surrogate bad",
+        ("(3, 8, 8)", "match"), make=larger),
     Row("a grey teacher", "finetune <finetune> --model_name_or_path small --teacher_name_or_path grey",
         "the teacher takes grey images", make=larger),
     Row("two sizes", """pretrain <pretrain> --model_name_or_path vit_tiny_patch16_224 --image_size 32
