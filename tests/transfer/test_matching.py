@@ -114,18 +114,10 @@ LETTERS = dict(enumerate("abcde"))
 
 def vit(side, labels, seed=0, channels=3, hidden=8, **options):
     torch.manual_seed(seed)
-    tiny = {
-        "hidden_size": hidden,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "intermediate_size": 8,
-        "patch_size": 4,
-    }
+    tiny = {"num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "patch_size": 4}
     names = {"id2label": labels, "label2id": {name: index for index, name in labels.items()}}
-    model = ViTForImageClassification(
-        ViTConfig(hidden_size=hidden, image_size=side, num_channels=channels, **tiny, **names)
-    ).eval()
-    return model, ViTImageProcessor(size={"height": side, "width": side}, **options)
+    config = ViTConfig(hidden_size=hidden, image_size=side, num_channels=channels, **tiny, **names)
+    return ViTForImageClassification(config).eval(), ViTImageProcessor(size={"height": side, "width": side}, **options)
 
 
 def test_a_matched_teacher_gives_the_students_labels_at_the_students_pixels():
@@ -140,9 +132,8 @@ def test_a_matched_teacher_gives_the_students_labels_at_the_students_pixels():
     assert view.labels == ["d", "a"] and teacher.labels == list("abcde")
     logits, features = view.outputs(images)
     assert logits.shape == (3, 2) and features.shape == (3, 8)
-    (gradient,) = torch.autograd.grad(
-        F.kl_div(view(images).log_softmax(1), torch.full((3, 2), 0.5), reduction="batchmean"), images
-    )
+    loss = F.kl_div(view(images).log_softmax(1), torch.full((3, 2), 0.5), reduction="batchmean")
+    (gradient,) = torch.autograd.grad(loss, images)
     assert gradient.abs().amax((1, 2, 3)).min() > 0
     # The original is as it was, and the weights are the same ones.
     assert teacher.input_size is None and teacher.columns is None and view.model is teacher.model
