@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import UsageError
 
 _MOST_STEPS = 10**7  # checkpoints of the largest classifiers, with all that lies beside their weights, take some 10**5
+_MOST_DIMENSIONS = 64  # as many as a tensor can have
 _ZIP = b"PK\x03\x04"
 _LEGACY = 0x1950A86A20F9469CFC6C  # what `torch.save` begins with that does not write a zip file, by default before 1.6
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -82,7 +83,8 @@ class Stored:
             ValueError: it lies outside of them, or has more elements than they are.
         """
         layout = (self.offset, *self.size, *self.stride)
-        if len(self.size) != len(self.stride) or not all(type(each) is int and each >= 0 for each in layout):
+        known = all(type(each) is int and 0 <= each < 2**63 for each in layout)
+        if not known or not len(self.size) == len(self.stride) <= _MOST_DIMENSIONS:
             raise ValueError("a tensor's layout is none")
         last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
         if math.prod(self.size) > len(numbers) or (all(self.size) and last >= len(numbers)):
@@ -175,6 +177,8 @@ def _legacy(stream: BinaryIO) -> tuple[Any, list[str], dict[str, tuple[int, int]
     length = stream.seek(0, io.SEEK_END)
     places = {}
     for key in keys:
+        if type(key) is not str:  # hashing a nested tuple can take for ever
+            raise ValueError("a storage has no name")
         stream.seek(start)
         size = struct.unpack("<q", stream.read(8))[0] * storages[key].itemsize
         if not 0 <= size <= length - start - 8:
@@ -261,7 +265,7 @@ def _result(name: str, argument: Any, operands: list[Any]) -> Any:
     if name == "GLOBAL":
         return Inert(argument.replace(" ", "."))
     if name == "STACK_GLOBAL":
-        return Inert(".".join(map(str, operands)))
+        return Inert(".".join(each for each in operands if type(each) is str))
     if name == "BINPERSID":
         return _storage(operands[0])
     if name in ("REDUCE", "NEWOBJ"):
@@ -272,7 +276,7 @@ def _result(name: str, argument: Any, operands: list[Any]) -> Any:
 
 
 def _filled(mapping: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
-    """Put pairs into a dict, but for keys that are no plain values: hashing a nested tuple can take for ever."""
+    """Put pairs into a dict, but for those whose key is no plain value and may take for ever to hash."""
     for key, value in zip(items[::2], items[1::2], strict=True):
         if key is None or isinstance(key, str | int | float | bytes):
             mapping[key] = value
@@ -301,7 +305,7 @@ def _made(function: Any, arguments: Any) -> Any:
         return Inert("an object")
     if function.name in _DICTS:
         pairs = arguments[0] if function.name == "collections.OrderedDict" and arguments else []
-        return _filled({}, [each for pair in pairs for each in pair])
+        return _filled({}, [each for key, value in pairs for each in (key, value)])
     if function.name in _PARAMETERS and isinstance(arguments[0], Stored):
         return arguments[0]
     if function.name in _TENSORS and isinstance(arguments[0], _Storage):
