@@ -3,18 +3,19 @@
     hf-robust-transfer import-checkpoint robust.pt --architecture cifar_resnet18 --dataset_name cifar10 \\
         --image_column_name img --output_dir outputs/source
 
-The file may be bare weights, or a checkpoint of MadryLab's robustness, RobustBench, TRADES and their like. Its accuracy on
-the data, where some are given, shows whether it was understood.
+The file may be bare weights, or a checkpoint of MadryLab's robustness, RobustBench, ARES, TRADES and their like. Its clean
+accuracy on the data, where some are given, shows whether it was understood, and its robust accuracy what it is worth.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
+import timm
 import torch
 from accelerate import PartialState
 from torch.utils.data import Subset
@@ -25,15 +26,21 @@ from ..data import DataArguments, PixelDataset, load_evaluation_split
 from ..data.sizes import tell_of_images
 from ..errors import UsageError, listed
 from ..evaluation.accuracy import Accuracy
-from ..evaluation.chunks import attack_in_chunks
-from ..evaluation.subject import make_ready
+from ..evaluation.chunks import Task, attack_in_chunks
+from ..evaluation.named_attacks import parse_attack
+from ..evaluation.report import eps_text
+from ..evaluation.subject import Subject, make_ready
 from ..hub import stand_alone
 from ..modeling import PixelClassifier, pixel_statistics
-from ..modeling.importing import ExternalCheckpoint, import_checkpoint, read_checkpoint
+from ..modeling.importing import ExternalCheckpoint, import_checkpoint, is_of_imagenet, read_checkpoint
+from ..provenance import TrainedFor
 from ..run_folder import CONFIG_NAME, check_writable
+from ..threat_model import ThreatModel, parse_eps
 from .main import run_command
 from .options import parse_json_object
 from .parsing import names_a_file, parse_arguments
+
+ATTACK = "pgd-10"
 
 
 @dataclass
@@ -42,11 +49,12 @@ class ImportArguments:
 
     group: ClassVar[str] = "parameters that control the import"
 
-    file: str = field(metadata={"help": "A .pt, .pth or .safetensors file; only weights are ever loaded from it."})
+    file: str = field(metadata={"help": "A .pt, .pth, .ckpt or .safetensors file; nothing that is in it can run."})
     architecture: str = field(metadata={"help": "The timm architecture that the weights belong to, like cifar_resnet18."})
     output_dir: str = field(metadata={"help": "The folder to write; it must be new or empty."})
     labels: list[str] | None = field(
-        default=None, metadata={"help": "The names of its classes, in their order; by default those of the data."}
+        default=None,
+        metadata={"help": "The names of its classes, in their order; by default those of the data, else ImageNet's 1000."},
     )
     id2label: str | None = field(
         default=None, metadata={"help": 'The same as JSON, like \'{"0": "cat", "1": "dog"}\', or a JSON file.'}
@@ -57,9 +65,42 @@ class ImportArguments:
     std: list[float] | None = field(default=None, metadata={"help": "Likewise."})
     model_args: str | None = field(default=None, metadata={"help": "Arguments of the architecture as JSON."})
     image_size: int | None = field(default=None, metadata={"help": "Side of its input in pixels; by default its own."})
+    norm: str = field(default="linf", metadata={"help": "Norm of the threat model that it was trained for: linf or l2."})
+    eps: str | None = field(
+        default=None,
+        metadata={
+            "help": "Its radius in [0, 1] pixels, as 4/255 or 0.5, which is kept with the model for later evaluations. By"
+            " default that is not known, and the robust accuracy is measured at 8/255, with ImageNet's classes at 4/255."
+        },
+    )
+    attack_samples: int = field(
+        default=64,
+        metadata={"help": f"Measure the robust accuracy, under {ATTACK}, on so many of the images; 0 leaves it out."},
+    )
     split: str | None = field(
         default=None, metadata={"help": "The split to measure accuracy on; by default test, else validation."}
     )
+
+    def __post_init__(self) -> None:
+        if self.attack_samples < 0:
+            raise UsageError(f"--attack_samples {self.attack_samples} must be at least 0")
+        if self.norm == "l2" and self.eps is None:
+            raise UsageError("--norm l2 needs --eps, as its radius is another for every network: 3.0 for most of ImageNet")
+        self.threat_model(classes_of_imagenet=False)
+
+    def threat_model(self, *, classes_of_imagenet: bool) -> ThreatModel:
+        """What the robust accuracy is measured for.
+
+        Args:
+            classes_of_imagenet: whether it tells ImageNet's classes apart, whose usual ε is smaller.
+
+        Raises:
+            UsageError: there is no such norm or radius; the message names the flag.
+        """
+        try:
+            return ThreatModel(self.norm, parse_eps(self.eps or ("4/255" if classes_of_imagenet else "8/255")))
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
 
     def named_labels(self) -> dict[int, str] | None:
         """The labels by index, or None where none are given.
@@ -94,8 +135,8 @@ def main(argv: Sequence[str]) -> None:
     output_dir = _free_folder(args.output_dir)
     labels = args.named_labels()
     has_data = any((data_args.dataset_name, data_args.train_dir, data_args.validation_dir, data_args.test_dir))
-    if labels is None and not has_data:
-        raise UsageError("the names of the classes are missing: give --labels, --id2label or --dataset_name")
+    if labels is None and not has_data and not is_of_imagenet(args.architecture):
+        raise UsageError(_NAMES_MISSING)
     checkpoint = read_checkpoint(args.file)
     model, processor = import_checkpoint(
         checkpoint,
@@ -106,11 +147,21 @@ def main(argv: Sequence[str]) -> None:
         std=None if args.std is None else tuple(args.std),
         image_size=args.image_size,
     )
-    print(_normalisation(args, checkpoint, processor), flush=True)
+    if labels is None and not has_data and not is_of_imagenet(args.architecture, model.num_labels):
+        raise UsageError(f"{_NAMES_MISSING}, as ImageNet's are not meant by {model.num_labels} classes")
+    if checkpoint.others:
+        print(f"left aside in the file, as nothing in it is made or called: {listed(checkpoint.others, 10)}")
+    print(_normalisation(args, checkpoint, model, processor), flush=True)
     if has_data:
-        print(_measured(model, processor, data_args, args.split, take_labels=labels is None), flush=True)
+        for words in _measured(model, processor, data_args, args, take_labels=labels is None):
+            print(words, flush=True)
+    if args.eps is not None:
+        model.config.robust_training = TrainedFor(args.norm, args.eps).to_dict()
     _write(model, output_dir)
     print(f"wrote {output_dir}: {args.architecture} with {model.num_labels} labels")
+
+
+_NAMES_MISSING = "the names of the classes are missing: give --labels, --id2label or --dataset_name"
 
 
 def _with_file_flag(argv: Sequence[str]) -> Sequence[str]:
@@ -130,7 +181,9 @@ def _free_folder(name: str) -> Path:
     return folder
 
 
-def _normalisation(args: ImportArguments, checkpoint: ExternalCheckpoint, processor: BaseImageProcessor) -> str:
+def _normalisation(
+    args: ImportArguments, checkpoint: ExternalCheckpoint, model: PreTrainedModel, processor: BaseImageProcessor
+) -> str:
     parts = []
     for name, used in zip(("mean", "std"), pixel_statistics(processor), strict=True):
         own = getattr(checkpoint, name)
@@ -139,37 +192,78 @@ def _normalisation(args: ImportArguments, checkpoint: ExternalCheckpoint, proces
         else:
             origin = "the file's own" if own else "by default, as the file has none"
         parts.append(f"{name} {used} ({origin})")
-    return f"normalisation of [0, 1] pixels: {', '.join(parts)}"
+    words = f"normalisation of [0, 1] pixels: {', '.join(parts)}"
+    usual = timm.get_pretrained_cfg(args.architecture)
+    if all(getattr(of, name) is None for of in (args, checkpoint) for name in ("mean", "std")) and usual is not None:
+        statistics = tuple(map(tuple, (usual.mean, usual.std)))
+        if pixel_statistics(processor) != statistics:
+            words += (
+                f"\nWARNING: nothing says what this network expects. If that is what timm's own {args.architecture} does,"
+                f" give --mean {' '.join(map(str, usual.mean))} --std {' '.join(map(str, usual.std))}"
+            )
+    return words
 
 
 def _measured(
-    model: PreTrainedModel, processor: BaseImageProcessor, data_args: DataArguments, split: str | None, *, take_labels: bool
-) -> str:
-    """The accuracy on the data, in words; ``take_labels`` gives the model the data's names for its labels."""
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    data_args: DataArguments,
+    args: ImportArguments,
+    *,
+    take_labels: bool,
+) -> Iterator[str]:
+    """The accuracies on the data, in words; ``take_labels`` gives the model the data's names for its labels."""
     state = PartialState(cpu=not torch.accelerator.is_available())
     classifier = PixelClassifier(model.to(state.device), processor)
-    images, name = load_evaluation_split(data_args, labels=None if take_labels else classifier.labels, split=split)
+    images, name = load_evaluation_split(data_args, labels=None if take_labels else classifier.labels, split=args.split)
     if take_labels:
         names: list[str] = images.features["label"].names
         if len(names) != model.num_labels:
             raise UsageError(f"the data has the {len(names)} classes {listed(names)}, but the weights {model.num_labels}")
         label2id = {label: index for index, label in enumerate(names)}
         model.config.update({"id2label": dict(enumerate(names)), "label2id": label2id, "label_names": names})
-    accuracy, guessing = _clean_accuracy(classifier, PixelDataset(images, processor, name))
+    dataset = PixelDataset(images, processor, name)
+    tell_of_images(dataset, name)
+    subject = make_ready(classifier, dataset)
+    accuracy, guessing = _clean_accuracy(subject, dataset)
     words = f"clean accuracy {accuracy} on {len(images)} images of the {name} split, with its 95 % Wilson interval"
-    if accuracy.lower <= guessing:
-        words += (
+    if understood := accuracy.lower > guessing:
+        yield words
+    else:
+        yield words + (
             f"\nWARNING: that is not clearly better than guessing the most frequent class, {guessing:.1%}. Probably the"
             " variant of the architecture (--architecture, --model_args), the normalisation (--mean, --std) or the order of"
             " the labels is not the checkpoint's."
         )
-    return words
+    if args.attack_samples and accuracy.value:
+        imagenet = is_of_imagenet(args.architecture, model.num_labels)
+        threat_model = args.threat_model(classes_of_imagenet=imagenet)
+        clean, robust = _robust_accuracy(subject, dataset, threat_model, args.attack_samples)
+        samples = min(args.attack_samples, len(dataset))
+        threat = f"{threat_model.norm} ε = {eps_text(threat_model.eps)}"
+        words = f"robust accuracy {robust} under {ATTACK.upper()}, {threat}, on the first {samples} of them"
+        if understood and robust.value < clean.value / 3:
+            words += (
+                f"\nWARNING: that is less than a third of their clean accuracy, {clean.value:.1%}: at this ε it is no"
+                " robust source. If it was trained for another threat model, give --norm and --eps."
+            )
+        yield words
 
 
-def _clean_accuracy(classifier: PixelClassifier, dataset: PixelDataset) -> tuple[Accuracy, float]:
+def _robust_accuracy(
+    subject: Subject, dataset: PixelDataset, threat_model: ThreatModel, samples: int
+) -> tuple[Accuracy, Accuracy]:
+    """The clean and the robust accuracy on the first images, judged in float32."""
+    task = Task(parse_attack(ATTACK), threat_model)
+    outcomes = attack_in_chunks(subject, Subset(dataset, range(min(samples, len(dataset)))), [task])
+    return (
+        Accuracy.of(outcomes.labels == outcomes.clean),
+        Accuracy.of(outcomes.labels == outcomes.tasks[task.key].predictions),
+    )
+
+
+def _clean_accuracy(subject: Subject, dataset: PixelDataset) -> tuple[Accuracy, float]:
     """The accuracy on these images in float32, and that of always guessing their most frequent class."""
-    tell_of_images(dataset, dataset.name)
-    subject = make_ready(classifier, dataset)
     outcomes = [
         attack_in_chunks(subject, Subset(dataset, rows.tolist()), [], progress=False)
         for rows in tqdm(torch.arange(len(dataset)).split(100), desc="measuring accuracy", leave=False)

@@ -152,10 +152,10 @@ def _usual_normalisation(
     return statistics_of(logits.numel()) or ((), ())
 
 
-def is_of_imagenet(architecture: str, classes: int) -> bool:
-    """Whether so many classes of an architecture are ImageNet's, whose names timm knows."""
-    usual = timm.get_pretrained_cfg_value(architecture, "num_classes")
-    return classes == usual == _IMAGENET_CLASSES
+def is_of_imagenet(architecture: str, classes: int = _IMAGENET_CLASSES) -> bool:
+    """Whether so many classes of a timm architecture are ImageNet's, whose names timm knows."""
+    usual = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+    return usual is not None and classes == usual.num_classes == _IMAGENET_CLASSES
 
 
 def _usual_labels(architecture: str, classes: int) -> dict[int, str]:

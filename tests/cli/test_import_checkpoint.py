@@ -1,5 +1,6 @@
 """The command that imports checkpoints, and real checkpoints imported."""
 
+import argparse
 import json
 import pickle
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from external_networks import (
     CIFAR_MEAN,
@@ -25,7 +27,10 @@ from external_networks import (
 from PIL import Image
 from transformers import PreTrainedModel
 
+from hf_robust_transfer.data import PixelDataset
+from hf_robust_transfer.evaluation import evaluate_robustness
 from hf_robust_transfer.modeling import PixelClassifier, import_checkpoint, load_model, pixel_statistics
+from hf_robust_transfer.threat_model import ThreatModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ANIMALS = {0: "cat", 1: "dog", 2: "eel"}
@@ -92,8 +97,9 @@ def test_the_recipe_writes_a_checkpoint_with_the_datas_labels_and_prints_its_acc
     low, high = wilson(0.75, 40)
     assert f"clean accuracy 75.0% ({low:.1%} – {high:.1%}) on 40 images of the test split" in output
     assert f"mean {CIFAR_MEAN} (the file's own), std {CIFAR_STD} (the file's own)" in output
-    assert "WARNING" not in output
+    assert "guessing" not in output and re.search(r"under PGD-10, linf ε = 8/255, on the first 40 of them", output)
     model, processor = load_model(str(tmp_path / "new" / "source"))
+    assert getattr(model.config, "robust_training", None) is None  # nobody said what it was trained for
     assert model.config.id2label == ANIMALS and model.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
     assert pixel_statistics(processor) == (CIFAR_MEAN, CIFAR_STD)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["source"]
@@ -175,7 +181,48 @@ def test_an_import_that_breaks_off_leaves_nothing_behind(task, tmp_path, run_her
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_the_robust_accuracy_is_that_of_the_same_attack_on_the_imported_model(task, tmp_path, run_here):
+    threat = ("--norm", "l2", "--eps", "0.25", "--attack_samples", 20)
+    arguments = (task / "robust.pt", *TINY_WRN, "--dataset_name", task / "images", *threat)
+    output = run_here(*arguments, "--output_dir", tmp_path / "source")
+    model, processor = load_model(str(tmp_path / "source"))
+    assert model.config.robust_training["norm"] == "l2" and model.config.robust_training["eps"] == "0.25"
+    images = PixelDataset(datasets.load_dataset(str(task / "images"), split="test").select(range(20)), processor)
+    options = {"self_check_samples": 0, "curve_samples": 0, "progress": False}
+    report = evaluate_robustness(PixelClassifier(model, processor), images, ThreatModel("l2", 0.25), ["pgd-10"], **options)
+    assert f"robust accuracy {report.attacks[0].accuracy} under PGD-10, l2 ε = 0.25, on the first 20" in output
+    assert report.attacks[0].accuracy.value < report.clean.value
+
+
+def test_robust_accuracy_far_below_clean_accuracy_is_warned_of(task, tmp_path, run_here):
+    arguments = (task / "robust.pt", *TINY_WRN, "--dataset_name", task / "images", "--eps", "64/255")
+    output = run_here(*arguments, "--output_dir", tmp_path / "source")
+    assert re.search(r"WARNING: that is less than a third of their clean accuracy, 75\.0%: at this ε", output)
+
+
+def test_no_names_are_needed_for_an_imagenet_head_and_its_normalisation_is_asked_for(tmp_path, run_here):
+    network = timm.create_model("test_resnet")
+    torch.save({"state_dict": network.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pt")
+    output = run_here(tmp_path / "a.pt", "--architecture", "test_resnet", "--output_dir", tmp_path / "source")
+    assert "left aside in the file, as nothing in it is made or called: argparse.Namespace" in output
+    assert "WARNING: nothing says what this network expects" in output and "--mean 0.5 0.5 0.5 --std 0.5 0.5 0.5" in output
+    labels = load_model(str(tmp_path / "source"))[0].config.id2label
+    assert len(labels) == 1000 and labels[1] == "goldfish, Carassius auratus"
+    timm.create_model(f"local-dir:{tmp_path / 'source'}", pretrained=True)
+
+
+def test_no_names_of_imagenet_are_given_to_other_classes(tmp_path, error_of):
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), tmp_path / "a.pt")
+    arguments = (tmp_path / "a.pt", "--architecture", "test_resnet", "--output_dir", tmp_path / "source")
+    assert "the names of the classes are missing" in error_of("import_checkpoint.py", *arguments)
+    assert not (tmp_path / "source").exists()
+
+
 BAD_INPUT = {
+    "norm": (["--labels", *"abc", "--norm", "l1"], "--norm"),
+    "l2 without a radius": (["--labels", *"abc", "--norm", "l2"], "--norm l2 needs --eps"),
+    "eps": (["--labels", *"abc", "--eps", "8"], "--eps"),
+    "attack samples": (["--labels", *"abc", "--attack_samples", "-1"], "--attack_samples -1 must be at least 0"),
     "no labels": ([], "the names of the classes are missing: give --labels, --id2label or --dataset_name"),
     "labels twice": (["--labels", *"abc", "--id2label", "{}"], "--labels and --id2label say the same"),
     "no JSON": (["--id2label", "{cat"], "--id2label is neither a JSON object"),
