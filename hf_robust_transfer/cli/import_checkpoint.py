@@ -147,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
         std=None if args.std is None else tuple(args.std),
         image_size=args.image_size,
     )
-    if labels is None and not has_data and not is_of_imagenet(args.architecture, len(model.config.id2label)):
+    if labels is None and not has_data and not is_of_imagenet(args.architecture, len(model.config.id2label or ())):
         raise UsageError(f"{_NAMES_MISSING}, as ImageNet's are not meant by {model.num_labels} classes")
     if checkpoint.others:
         print(f"left aside in the file, as nothing in it is made or called: {listed(checkpoint.others, 10)}")
@@ -236,7 +236,7 @@ def _measured(
             " the labels is not the checkpoint's."
         )
     if args.attack_samples and accuracy.value:
-        imagenet = is_of_imagenet(args.architecture, len(model.config.id2label))
+        imagenet = is_of_imagenet(args.architecture, len(model.config.id2label or ()))
         threat_model = args.threat_model(classes_of_imagenet=imagenet)
         clean, robust = _robust_accuracy(subject, dataset, threat_model, args.attack_samples)
         samples = min(args.attack_samples, len(dataset))
