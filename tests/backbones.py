@@ -1,6 +1,7 @@
 """Image classifiers of every family, as small as they get, and what is tried on each of them."""
 
 from functools import partial
+from pathlib import Path
 
 import timm
 import torch
@@ -145,6 +146,24 @@ TINY = {
     "vit_msn": _VIT,
 }
 SIZES = {"PerceiverForImageClassificationFourier": 224, "PerceiverForImageClassificationConvProcessing": 224}
+# Of each family of timm the smallest, and more where heads, pooling or position embeddings differ.
+TIMM = (Path(__file__).parent / "timm_models.txt").read_text().split()
+# What makes small what timm has only large, and what the quick tests take smaller than timm has it.
+SMALLER = {
+    "deepseek_vit_412m": {"depth": 2, "embed_dim": 64, "num_heads": 2},
+    "gemma4_vit_167m": {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 96},
+    "qwen3_vit_416m": {"depth": 2, "embed_dim": 64, "num_heads": 2},
+}
+# Those that no feature cache holds the features of, since their heads see more than one vector for each image.
+WITHOUT_CACHE = {"samvit_base_patch16_224", "sequencer2d_s", "volo_d1_224"}
+# What is refused, with words of the reason.
+REFUSED = {
+    "DinatForImageClassification": "natten",
+    "ImageGPTForImageClassification": "makes images of 64×64 pixels, which are not for it",
+    "PPLCNetForImageClassification": "makes no logits of the images",
+    "ShieldGemma2ForImageClassification": "has no linear layer whose outputs are its 0 labels",
+    "Siglip2ForImageClassification": "makes no logits of the images",
+}
 SEVEN, NEW = ({index: f"{kind} {index}" for index in range(count)} for kind, count in (("old", 7), ("new", 3)))
 
 

@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> None:
             own = {"image_size": model_args.image_size} if source == model_args.model_name_or_path else {}
             own |= {} if args.teacher_name_or_path else model_args.checkpoint_options
             options = {**own, **model_args.hub_options}
-            teacher = PixelClassifier(*load_model(source, **options))
+            # With labels, since a source may have no head; whatever head the teacher has is not asked.
+            teacher = PixelClassifier(*load_model(source, id2label=splits.id2label, **options))
         train_and_evaluate(
             model,
             processor,

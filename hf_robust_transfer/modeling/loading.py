@@ -105,7 +105,9 @@ def load_model(
 def _config(name_or_path: str, id2label: dict[int, str] | None, **from_pretrained: Any) -> Any:
     """The configuration of a checkpoint, such that `transformers` builds its model from it."""
     config = AutoConfig.from_pretrained(name_or_path, **from_pretrained)
-    if id2label is not None and not config.num_labels:  # a backbone alone, as timm has them
+    if not config.num_labels:  # a backbone alone, as timm has them
+        if id2label is None:
+            raise UsageError("it has no head and no labels of its own: give it id2label")
         config = AutoConfig.from_pretrained(name_or_path, num_labels=len(id2label), **from_pretrained)
     if config.model_type == "timm_wrapper":
         model_args = {key: value for key, value in (config.model_args or {}).items() if key != "num_classes"}

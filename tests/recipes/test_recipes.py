@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from data_folders import write_splits
 from safetensors.torch import load_file
@@ -166,6 +167,16 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_whole_checkpoint(folder, t
     assert json.loads((tmp_path / "all_results.json").read_text())["epoch"] == 0.75
     assert max(steps) == 3
     assert load_file(tmp_path / "checkpoint-3" / "model.safetensors")  # written anew, from checkpoint-2 on
+
+
+def test_a_source_without_a_head_is_transferred_and_is_its_own_teacher(folder, tmp_path):
+    small = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    headless = timm.create_model("vit_tiny_patch16_224", num_classes=0, **small)
+    timm.models.save_for_hf(headless, tmp_path / "headless", model_args=small)
+    arguments = ("--model_name_or_path", tmp_path / "headless", "--dataset_name", folder, "--transfer", "lwf")
+    run_here("finetune", *arguments, "--max_steps", "3", "--output_dir", tmp_path / "mine", *QUICK)
+    model, _ = load_model(str(tmp_path / "mine"))
+    assert list(model.config.id2label.values()) == [str(digit) for digit in range(10)]
 
 
 BAD_INPUT = {

@@ -15,9 +15,11 @@ CONVNEXT = {
     "model_args": {"patch_size": 1, "depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "drop_path_rate": 0.3},
 }
 TWO_PROCESSES = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+VIT_ARGS = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2}
+TWO_HEADS = {"architecture": "deit_tiny_distilled_patch16_224", "model_args": VIT_ARGS}
 LORA = {
     "architecture": "vit_tiny_patch16_224",
-    "model_args": {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2},
+    "model_args": VIT_ARGS,
     "lora": {"r": 4, "target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]},
 }
 WRN = {"architecture": "cifar_wrn", "model_args": {"depth": 10, "width": 1}}
@@ -129,7 +131,11 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
 
     more = []
     if lwf_weight and not crop:
-        more = [{**config, **LORA}, {**config, "arguments": {**config["arguments"], "halve_on_divergence": 1}}]
+        more = [
+            {**config, **LORA},
+            {**config, **TWO_HEADS},
+            {**config, "arguments": {**config["arguments"], "halve_on_divergence": 1}},
+        ]
     one, two = tmp_path / "one", tmp_path / "two"
     for each in (config, *more):
         each["arguments"]["per_device_train_batch_size"] = 16
