@@ -48,6 +48,39 @@ class CifarResNet18(nn.Module):
         return self.linear(F.avg_pool2d(x, 4).flatten(1))
 
 
+class Bottleneck(nn.Module):
+    def __init__(self, inside, planes, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * planes)
+        changes = stride > 1 or inside != 4 * planes
+        parts = (nn.Conv2d(inside, 4 * planes, 1, stride, bias=False), nn.BatchNorm2d(4 * planes)) if changes else ()
+        self.shortcut = nn.Sequential(*parts)
+
+    def forward(self, x):
+        inner = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(inner)) + self.shortcut(x))
+
+
+class CifarResNet50(CifarResNet18):
+    """As in MadryLab's robustness, with fewer channels where they are given."""
+
+    def __init__(self, classes=3, channels=(64, 128, 256, 512)):
+        super().__init__(classes)
+        inside = 64
+        for number, (count, planes) in enumerate(zip((3, 4, 6, 3), channels, strict=True), 1):
+            blocks = []
+            for index in range(count):
+                blocks.append(Bottleneck(inside, planes, 2 if number > 1 and index == 0 else 1))
+                inside = 4 * planes
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(inside, classes)
+
+
 class PreActivationBlock(nn.Module):
     def __init__(self, inside, outside, stride):
         super().__init__()

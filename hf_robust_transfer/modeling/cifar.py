@@ -1,4 +1,5 @@
-"""Residual networks for small images, registered with timm: ``cifar_resnet18``, ``cifar_wrn`` and ``cifar_wrn_silu``.
+"""Residual networks for small images, registered with timm: ``cifar_resnet18``, ``cifar_resnet50``, ``cifar_wrn``,
+``cifar_wrn_silu``.
 
 They are timm's own ResNet and ResNetV2 with the stem of the CIFAR papers, a 3×3 convolution of stride 1 without pooling,
 so that everything timm knows about those (heads, parameter groups, features) holds for them. ``import
@@ -11,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, ClassifierHead, create_conv2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
 _CIFAR100 = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 _OWN: dict[str, dict[str, Any]] = {
     "cifar_resnet18": {"first_conv": "conv1", "classifier": "fc"},
+    "cifar_resnet50": {"first_conv": "conv1", "classifier": "fc"},
     "cifar_wrn": {"first_conv": "stem.conv", "classifier": "head.fc"},
     "cifar_wrn_silu": {"first_conv": "stem.conv", "classifier": "head.fc", "mean": _CIFAR10[0], "std": _CIFAR10[1]},
 }
@@ -218,6 +220,13 @@ def cifar_resnet18(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-18 for 32×32 images: 11.2 million parameters, 0.56 GMACs."""
     options: dict[str, Any] = {"block": BasicBlock, "layers": (2, 2, 2, 2), "pretrained_filter_fn": _fitting}
     return build_model_with_cfg(CifarResNet, "cifar_resnet18", pretrained, **options, **kwargs)
+
+
+@register_model
+def cifar_resnet50(pretrained: bool = False, **kwargs: Any) -> ResNet:
+    """ResNet-50 for 32×32 images, that of MadryLab's robust models for CIFAR-10: 23.5 million parameters, 1.3 GMACs."""
+    options: dict[str, Any] = {"block": Bottleneck, "layers": (3, 4, 6, 3), "pretrained_filter_fn": _fitting}
+    return build_model_with_cfg(CifarResNet, "cifar_resnet50", pretrained, **options, **kwargs)
 
 
 @register_model

@@ -41,7 +41,7 @@ def create_model(
     """Build an untrained timm architecture as a `transformers` model, with timm's own initialisation.
 
     Args:
-        architecture: a timm architecture's name; this package adds `cifar_resnet18`, `cifar_wrn`, `cifar_wrn_silu`.
+        architecture: a timm architecture's name; this package adds those of `hf_robust_transfer.modeling.cifar`.
         id2label: the names of the labels, by index.
         model_args: arguments of its constructor, like ``{"depth": 16, "width": 2}``.
         image_size: the side of its input in pixels, by default the architecture's own.

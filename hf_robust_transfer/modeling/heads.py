@@ -12,8 +12,8 @@ from ..errors import UsageError
 from .adapters import is_adapted, named_layers, plain
 
 _ONLY_OWN = (
-    "head_args {} need cifar_resnet18, cifar_wrn or cifar_wrn_silu: with a head of several layers, a checkpoint of another"
-    " architecture would no longer load with from_pretrained alone"
+    "head_args {} need an architecture of this package, such as cifar_resnet18 or cifar_wrn: with a head of several layers,"
+    " a checkpoint of another one would no longer load with from_pretrained alone"
 )
 # Of models that were asked before: how many labels they had then, and the names of their head's layers.
 _known: WeakKeyDictionary[nn.Module, tuple[int, tuple[str, ...], tuple[str, ...]]] = WeakKeyDictionary()

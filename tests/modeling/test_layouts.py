@@ -2,6 +2,7 @@
 
 import argparse
 
+import dill
 import pytest
 import timm
 import torch
@@ -10,6 +11,7 @@ from external_networks import (
     CIFAR10_OF_DEEPMIND,
     CIFAR100_OF_DEEPMIND,
     AttackerModel,
+    CifarResNet50,
     DeepMindWideResNet,
     ImageNormalizer,
     assert_same_logits,
@@ -57,6 +59,13 @@ def as_of_old(network, prefix=""):
             old[f"{prefix}{name}.relative_position_index"] = module.relative_position_index
     old[f"{prefix}layers.0.blocks.1.attn_mask"] = network.layers[0].blocks[1].attn_mask
     return old
+
+
+def test_a_resnet_50_of_madrylab_for_cifar_keeps_its_logits(tmp_path):
+    channels = (4, 8, 8, 16)
+    whole = lively(AttackerModel(CifarResNet50(channels=channels)))
+    file = saved({"model": prefixed(whole)}, tmp_path, pickle_module=dill, _use_new_zipfile_serialization=False)
+    assert_same_logits(whole, file, architecture="cifar_resnet50", model_args={"channels": channels})
 
 
 @pytest.mark.parametrize("options", [SWIN, VIT, CONVNEXT, RESNET], ids=lambda options: options["architecture"])

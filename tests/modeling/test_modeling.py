@@ -425,8 +425,8 @@ def test_a_deep_head_is_saved_and_loads_everywhere(architecture, model_args, tmp
 @pytest.mark.parametrize(
     ("family", "head_args", "message"),
     [
-        ("timm-convnext", {"layers": 2}, "need cifar_resnet18, cifar_wrn or cifar_wrn_silu"),
-        ("hf-vit", {"layers": 2}, "need cifar_resnet18, cifar_wrn or cifar_wrn_silu"),
+        ("timm-convnext", {"layers": 2}, "such as cifar_resnet18 or cifar_wrn"),
+        ("hf-vit", {"layers": 2}, "such as cifar_resnet18 or cifar_wrn"),
         ("timm-wrn", {"depth": 2}, "refused"),
         ("timm-wrn", {"layers": 0}, "at least one layer"),
         ("timm-wrn", {"layers": 2, "dropout": 1.0}, "dropout in"),
