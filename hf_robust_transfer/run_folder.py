@@ -22,6 +22,7 @@ ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME = "adapter_config.json", "adapter_mode
 ADAPTER_FOLDER = "adapter"  # with these two, beside the model that the adapter was merged into
 CARD_NAME = "README.md"
 RUN_NAME = "run.json"  # what defines the run; in its checkpoints, too
+AVERAGE_NAME = "averaging.safetensors"  # in a checkpoint whose model is an average: what training goes on from
 RECORD_NAME = "training.json"  # how the model here was made
 RESULTS_NAME = "all_results.json"
 FINISHED_NAME = "finished.json"  # written last of all
@@ -55,7 +56,7 @@ _OF_A_RUN = re.compile(
 # Of a checkpoint, what a training resumes from.
 _FOR_RESUMING = re.compile(
     r"model[^/]*\.safetensors(\.index\.json)?|([\w.-]+/)?adapter_(config\.json|model\.safetensors)"
-    r"|carried_\d+\.safetensors|latest"
+    r"|(carried_\d+|averaging)\.safetensors|latest"
     r"|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
     r"|((pytorch_model_fsdp|optimizer)_\d+|global_step\d+)/[\w.-]+|"
     + "|".join(map(re.escape, (CONFIG_NAME, PROCESSOR_NAME, STATE_NAME, RUN_NAME)))

@@ -13,6 +13,7 @@ from ..functions import choices, choose_function, options_of, read_options, regi
 from ..objectives import OBJECTIVES
 from ..sharing import shareable, shown
 from ..threat_model import NORMS, ThreatModel, parse_eps
+from ..transfer.averaging import AVERAGES
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
 from ..transfer.presets import preset
@@ -211,6 +212,24 @@ class RobustTrainingArguments(TrainingArguments):
         },
     )
 
+    averaging: str | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate and save an average of the weights: ema (exponential, of every step) or swa (equal parts, of"
+            " every epoch's end). Batch-norm statistics that train are measured anew for it, on all training images."
+        },
+    )
+    averaging_decay: float | None = field(
+        default=None, metadata={"help": "For ema: how much of the average stays in each step, by default 0.995."}
+    )
+    averaging_start: float | None = field(
+        default=None,
+        metadata={
+            "help": "Average from this step on, --warm_start_epochs not counted; below 1, a share of all: by default 0 for"
+            " ema and 0.5 for swa."
+        },
+    )
+
     random_crop: int = field(default=0, metadata={"help": "Augmentation: pad by so many pixels, then crop at random."})
     random_resized_crop: float = field(
         default=0,
@@ -267,6 +286,8 @@ class RobustTrainingArguments(TrainingArguments):
         self.lwf_distance = registered(self.lwf_distance, DISTANCES, "--lwf_distance")
         if self.norm not in NORMS:
             raise UsageError(f"--norm {self.norm} is unknown: use {choices(NORMS)}")
+        if self.averaging not in (None, *AVERAGES):
+            raise UsageError(f"--averaging {self.averaging} is unknown: use {choices(AVERAGES)}")
         self._check_objective_options()
         try:
             ThreatModel(self.norm, self.eps)  # type: ignore[arg-type]
@@ -328,6 +349,17 @@ class RobustTrainingArguments(TrainingArguments):
     def merges_adapter(self) -> bool:
         """Whether an adapter of peft is saved merged into the weights, too: as asked, else exactly when publishing."""
         return self.push_to_hub if self.merge_adapter is None else self.merge_adapter
+
+    @property
+    def decay(self) -> float:
+        """``averaging_decay``, or its default."""
+        return 0.995 if self.averaging_decay is None else self.averaging_decay
+
+    @property
+    def averaging_from(self) -> float:
+        """``averaging_start``, or its default."""
+        usual = 0.5 if self.averaging == "swa" else 0.0
+        return usual if self.averaging_start is None else self.averaging_start
 
     @property
     def starts_with_head(self) -> bool:

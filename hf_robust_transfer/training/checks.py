@@ -26,7 +26,10 @@ _LEAST = {
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor"), 1),
 }
 _ABOVE_0 = ("learning_rate", "warm_start_learning_rate", "num_train_epochs", "adam_epsilon", "save_steps")
-_BELOW = {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**32, "data_seed": 2**32}  # NumPy has no larger seeds
+_BELOW = {
+    **dict.fromkeys(("averaging_decay", "adam_beta1", "adam_beta2"), 1),
+    **dict.fromkeys(("seed", "data_seed"), 2**32),  # NumPy has no larger ones
+}
 _INSTEAD = {
     "max_steps": "; -1 leaves the length to --num_train_epochs",
     "num_train_epochs": ": to use a model as it is, evaluate it",
@@ -130,6 +133,11 @@ def _of_transfer(args: Any) -> Iterator[str]:
         yield f"--freeze backbone {held}, so that {weight} changes nothing: drop one"
     if args.warm_start_learning_rate is not None and not args.starts_with_head:
         yield "--warm_start_learning_rate has no effect without a warm start: drop it, or give --warm_start_epochs"
+    for name in ("averaging_start", "averaging_decay"):
+        if getattr(args, name) is not None and args.averaging is None:
+            yield f"--{name} has no effect without --averaging: drop it, or give --averaging ema or swa"
+    if args.averaging == "swa" and args.averaging_decay is not None:
+        yield "--averaging_decay is for --averaging ema: swa has equal parts"
     if 0 < args.max_steps <= args.warm_start_steps:
         yield (
             f"--warm_start_steps {args.warm_start_steps:g} leaves nothing of --max_steps {args.max_steps} to the rest: to"

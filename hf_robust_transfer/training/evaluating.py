@@ -25,7 +25,7 @@ class EvaluatingTrainer(SavingTrainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate or predict, leaving the random state of training as it was."""
         self.share_buffers()
-        with random_state_kept(self.args.device):
+        with random_state_kept(self.args.device), self.averaged():
             return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(

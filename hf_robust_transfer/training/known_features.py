@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import replacing
 from ..attacks.eval_mode import untouched
-from ..data import Indexed, as_pixels
+from ..data import as_pixels
 from ..errors import UsageError
 from ..modeling.attack_copy import PRECISIONS, autocast, folded_copy
 from ..modeling.classifier import PixelClassifier, device_of, weights_sha256
@@ -122,29 +122,21 @@ def _refused_in_one_line(folder: Path) -> Iterator[None]:
 
 
 def known_features(
-    classifier: PixelClassifier, *, data: Indexed, args: RobustTrainingArguments, collate: Any, precision: str
+    classifier: PixelClassifier, *, loader: DataLoader[Any], args: RobustTrainingArguments, precision: str
 ) -> FeatureCache:
     """The features of a training set as `cache_features` gives them, with the options of a training.
 
     Args:
         classifier: the model whose features these are.
-        data: the training images; the data set inside has a ``fingerprint``.
+        loader: yields the training images in their order; the data set inside has a ``fingerprint``.
         args: the training's options.
-        collate: makes a batch of items.
         precision: as `accelerate` names it.
     """
-    loader: DataLoader[Any] = DataLoader(
-        data,
-        args.per_device_eval_batch_size,
-        collate_fn=collate,
-        num_workers=args.dataloader_num_workers,
-        generator=torch.Generator(),  # else it would draw from the random state of training
-    )
     return cache_features(
         classifier,
         loader,
         Path(args.feature_cache_dir),
-        fingerprint=data.dataset.fingerprint,
+        fingerprint=loader.dataset.dataset.fingerprint,  # type: ignore[attr-defined]
         mirrored=args.random_flip,
         precision=precision if precision in PRECISIONS else "float32",
         limit=parse_size(args.feature_cache_limit, "--feature_cache_limit"),

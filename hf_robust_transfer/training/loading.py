@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
 
+import torch
 from datasets import DatasetDict, IterableDatasetDict
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -144,6 +145,12 @@ class LoadingTrainer(Trainer):
                 f"--warm_start_steps {args.warm_start_steps:g} leaves nothing of the {steps} steps to the rest of the"
                 " model: lower it, or give it as a share of all, like 0.4"
             )
+        steps = args.max_steps if args.max_steps > 0 else steps
+        if args.averaging and args.averaging_from >= max(1, steps):
+            raise UsageError(
+                f"--averaging_start {args.averaging_from:g} leaves none of the {steps} steps to average over: lower it, or"
+                " give it as a share of all, like 0.5"
+            )
 
     @property
     def caches_features(self) -> bool:
@@ -173,6 +180,16 @@ class LoadingTrainer(Trainer):
         with random_state_kept(self.args.device):
             batch = self.data_collator([items[row] for row in range(min(number, len(items)))])
         return as_pixels(batch["pixel_values"]).to(self.args.device)
+
+    def batches_in_order(self, size: int) -> DataLoader[Any]:
+        """The training images in the order of their data set, in batches of a size."""
+        return DataLoader(
+            self.with_indices(self.train_dataset, "train"),
+            size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            generator=torch.Generator(),  # else it would draw from the random state of training
+        )
 
     def choose_head_learning_rate(self) -> None:
         """Give a new head a rate that suits the features of the first training images, where a preset leaves it open."""

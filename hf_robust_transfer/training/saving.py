@@ -1,7 +1,7 @@
 """A `Trainer` whose models are saved whole or not at all, and published as `hf_robust_transfer.hub` does it."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,7 @@ from accelerate.utils import broadcast, send_to_device
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils.hub import PushInProgress
 
@@ -30,20 +30,10 @@ from ..run_folder import (
     step_of,
 )
 from .arguments import RobustTrainingArguments
+from .averaging import AveragingTrainer
 
 
-class OnTrainBegin(TrainerCallback):
-    """Call a function before the first step of each training."""
-
-    def __init__(self, begin: Callable[[], None]) -> None:
-        self._begin = begin
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Call it."""
-        self._begin()
-
-
-class SavingTrainer(Trainer):
+class SavingTrainer(AveragingTrainer):
     """All of `RobustTrainer` that touches folders and the Hub.
 
     A checkpoint also holds what an objective carries from step to step (``carried``), each process's its own. The Hub
@@ -111,6 +101,7 @@ class SavingTrainer(Trainer):
             # First of all that goes into a checkpoint: whatever a kill leaves without its mark of completeness goes unused.
             if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
                 self.last_checkpoint = folder
+                self.save_average(folder)
             if folder.name.startswith(PREFIX_CHECKPOINT_DIR) and self.carried and not self.args.save_only_model:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file({name: value.contiguous() for name, value in self.carried.items()}, self._carried_file(folder))
@@ -118,6 +109,11 @@ class SavingTrainer(Trainer):
             if step_of(folder) is not None and self.args.should_save and run.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run, folder / RUN_NAME)  # so that the checkpoint says which run it is of
+        with self.averaged():
+            self._write_to(folder, whole)
+
+    def _write_to(self, folder: Path, whole: bool) -> None:
+        """Have the model in a folder, or what was there where that fails."""
         if self.args.should_save and not self.is_deepspeed_enabled:  # whose processes write into one folder together
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix="_saving-", dir=folder) as staging:
@@ -174,12 +170,13 @@ class SavingTrainer(Trainer):
         return folder / f"carried_{self.args.process_index}.safetensors"
 
     def load_carried(self, checkpoint: str | bool | None) -> None:
-        """Carry on what this process carried when a checkpoint was saved; nothing without one.
+        """Carry on what this process carried when a checkpoint was saved, the average included; nothing without one.
 
         Args:
             checkpoint: its folder, or True for the last in the output folder, as for `transformers.Trainer.train`.
         """
         folder = self._checkpoint(checkpoint)
+        self.begin_average(folder)
         self.carried.clear()
         if folder is not None and (file := self._carried_file(folder)).is_file():
             self.carried.update(send_to_device(load_file(file), self.args.device))
@@ -248,7 +245,7 @@ class SavingTrainer(Trainer):
         if not is_adapted(self.model):
             yield checkpoint
             return
-        with TemporaryDirectory(prefix="_publishing-", dir=str(self.args.output_dir)) as place:
+        with self.averaged(), TemporaryDirectory(prefix="_publishing-", dir=str(self.args.output_dir)) as place:
             self._save_with_data(place, whole=True)
             stand_alone(place)
             yield Path(place)

@@ -17,6 +17,7 @@ class SchedulingTrainer(Trainer):
 
     args: RobustTrainingArguments
     warm_start: HeadWarmStart
+    steps_per_epoch: int
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: DataLoader[Any]
@@ -27,6 +28,7 @@ class SchedulingTrainer(Trainer):
         if head:
             steps += head
             epochs, samples = math.ceil(steps / per_epoch), samples + head * size
+        self.steps_per_epoch = per_epoch
         self.warm_start.phases = Phases.of(args, steps, per_epoch)
         return epochs, per_epoch, examples, samples, size, batches, steps
 

@@ -1,9 +1,11 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -21,11 +23,11 @@ from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_dist
 from ..transfer.phases import steps_of
 from .arguments import RobustTrainingArguments
 from .evaluating import EvaluatingTrainer
+from .hooks import Hooks
 from .known_features import FeatureCache, known_features
 from .preparing import leaves_no_folder, prepare
-from .reporting import LossTerms, robustness_metrics
+from .reporting import LossTerms, random_state_kept, robustness_metrics
 from .running import RunningTrainer
-from .saving import OnTrainBegin
 
 # The purposes that randomness is drawn for, as parts of its address; others are in evaluating.py and loading.py.
 _ATTACK, _AUGMENTATION = range(2)
@@ -108,11 +110,12 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             compute_metrics=partial(robustness_metrics, more=compute_metrics),
             **kwargs,
         )
+        self.check_averaging()
         self.teacher = self._make_teacher(teacher)
         self.try_to_merge()
         self.choose_head_learning_rate()
         self.add_callback(self.warm_start)
-        self.add_callback(OnTrainBegin(self._begin))
+        self.add_callback(Hooks(begin=self._begin, step=self.update_average, end=self.keep_average))
         self.label_names = ["labels"]
         # Have the base class count a step's samples over accumulation and processes, and leave the scaling to us.
         self.model_accepts_loss_kwargs = True
@@ -147,16 +150,15 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
     def _begin(self) -> None:
         """Start from what was saved, and from nothing else of an earlier run; called within the training's time."""
         self._terms, self._micro_batch = LossTerms(), 0
-        self.load_carried(self.resumed_from)
         self.begin_again()
+        self.load_carried(self.resumed_from)
         self._student_features = self._teacher_features = None
         if not self.caches_features:
             return
         find = partial(
             known_features,
-            data=self.with_indices(self.train_dataset, "train"),
+            loader=self.batches_in_order(self.args.per_device_eval_batch_size),
             args=self.args,
-            collate=self.data_collator,
             precision=str(self.accelerator.mixed_precision),  # may come from `accelerate launch` as well
         )
         starts_warm = self.state.global_step < self.warm_start.phases.head
@@ -198,12 +200,9 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
 
     def _step(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingStep:
         args, epoch, indices = self.args, int(self.state.epoch or 0), inputs["indices"]
-        seed = fold_in(args.seed, _AUGMENTATION, epoch)
-        images = inputs.get("pixel_values", indices)  # where features are all that is looked at, there are none
+        images = indices  # where features are all that is looked at, there are no pixels
         if "pixel_values" in inputs:
-            images = augment(
-                as_pixels(images), seed=seed, indices=indices, crop_padding=args.random_crop, flip=args.random_flip
-            )
+            images = self._augmented(inputs, epoch)
         student, attacked = self._views(model)
         features = None
         if self._student_features is not None and not any(weight.requires_grad for weight in self._backbone):
@@ -222,6 +221,19 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             features=features,
             slot=self._micro_batch,
         )
+
+    def _augmented(self, inputs: dict[str, Any], epoch: int) -> Tensor:
+        images, seed = as_pixels(inputs["pixel_values"]), fold_in(self.args.seed, _AUGMENTATION, epoch)
+        crop, flip = self.args.random_crop, self.args.random_flip
+        return augment(images, seed=seed, indices=inputs["indices"], crop_padding=crop, flip=flip)
+
+    def pixel_batches(self) -> Iterator[Tensor]:
+        """All training images in the order of their data set, augmented, in batches of all processes together."""
+        size = self.args.per_device_train_batch_size * self.args.world_size
+        with random_state_kept(self.args.device):
+            for batch in self.batches_in_order(size):
+                if len(batch["indices"]) > 1:  # of one image there may be no statistics
+                    yield self._augmented(send_to_device(batch, self.args.device), epoch=0)
 
     def _views(self, model: nn.Module) -> tuple[PixelClassifier, PixelClassifier]:
         """The classifier through whatever the model is wrapped in, and as attacks see it: compiled at most."""

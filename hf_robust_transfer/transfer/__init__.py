@@ -1,5 +1,6 @@
 """Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
 
+from .averaging import AVERAGES, WeightAverage, estimate_batch_norm
 from .block_order import Block, blocks
 from .distillation import DISTANCES, feature_distance, make_teacher
 from .freezing import describe, eval_where_frozen, freeze
@@ -9,13 +10,16 @@ from .presets import PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
 
 __all__ = [
+    "AVERAGES",
     "DISTANCES",
     "PRESETS",
     "Block",
     "HeadWarmStart",
     "Phases",
+    "WeightAverage",
     "blocks",
     "describe",
+    "estimate_batch_norm",
     "eval_where_frozen",
     "feature_distance",
     "freeze",

@@ -22,6 +22,7 @@ LORA = {
     "model_args": VIT_ARGS,
     "lora": {"r": 4, "target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]},
 }
+GUARDED = {"halve_on_divergence": 1, "averaging": "ema", "averaging_decay": 0.6}
 WRN = {"architecture": "cifar_wrn", "model_args": {"depth": 10, "width": 1}}
 
 
@@ -134,7 +135,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
         more = [
             {**config, **LORA},
             {**config, **TWO_HEADS},
-            {**config, "arguments": {**config["arguments"], "halve_on_divergence": 1}},
+            {**config, "arguments": {**config["arguments"], **GUARDED}},
         ]
     one, two = tmp_path / "one", tmp_path / "two"
     for each in (config, *more):
@@ -169,9 +170,11 @@ def test_processes_evaluate_with_the_batch_norm_statistics_that_are_saved(tmp_pa
         "evaluate": True,
         "arguments": {"max_steps": 2, "per_device_train_batch_size": 8, "eval_attack_steps": 1, "learning_rate": 0.1},
     }
-    status, output = run(config, tmp_path, TWO_PROCESSES, ("--use_cpu",))
+    averaging = {**config, "arguments": {**config["arguments"], "averaging": "swa", "averaging_start": 0}}
+    status, output = run(config, tmp_path, TWO_PROCESSES, ("--use_cpu",), [averaging])
     assert status == 0, output
-    first, second = (torch.load(tmp_path / f"buffers_{rank}.pt") for rank in (0, 1))
-    assert same(first, second)
-    assert all(torch.equal(final(tmp_path)["weights"][name], buffer) for name, buffer in first.items())
-    assert first["timm_model.norm.running_mean"].abs().sum() > 0  # they did move, each process's by its own samples
+    for folder in (tmp_path, tmp_path / "1"):
+        first, second = (torch.load(folder / f"buffers_{rank}.pt") for rank in (0, 1))
+        assert same(first, second)
+        assert all(torch.equal(final(folder)["weights"][name], buffer) for name, buffer in first.items())
+        assert first["timm_model.norm.running_mean"].abs().sum() > 0  # they did move, each process's by its own samples
