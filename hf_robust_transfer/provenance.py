@@ -115,6 +115,7 @@ class Provenance(_Record):
         training_images: a hash of those that it was trained on, and of their labels.
         options: of training, that change what is learned.
         halved_at: the steps at which training diverged, went back and halved its learning rate.
+        interpolated: of weights between those of two models, ``alpha`` and both ``models``: name, Hub id, fingerprint.
         processes, seconds, hardware, versions: what it ran on and with.
     """
 
@@ -129,6 +130,7 @@ class Provenance(_Record):
     training_images: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     halved_at: list[int] = field(default_factory=list)
+    interpolated: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     seconds: float = 0.0
     hardware: str = ""

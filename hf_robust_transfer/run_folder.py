@@ -31,6 +31,8 @@ ARGUMENTS_NAME = "training_args.bin"  # pickled, with the Hub token
 REPORT_NAME, REPORT_TEXT_NAME = "robustness.json", "robustness.md"
 CURVE_NAME, EXAMPLES_NAME = "robustness_curve.png", "robustness_examples.png"
 COMPARISON_NAME = "comparison.json"  # the quickstart's table
+INTERPOLATION_NAME, INTERPOLATION_TEXT_NAME = "interpolation.json", "interpolation.md"  # the models between two
+INTERPOLATION_PICTURE_NAME = "interpolation.png"
 LOCK_NAME = ".lock"
 PROGRESS_NAME = "evaluation_progress"  # a folder with the finished chunks of an evaluation
 
@@ -51,7 +53,8 @@ _OF_A_MODEL = re.compile(
 )
 # What else is of one run.
 _OF_A_RUN = re.compile(
-    r"\w+_results\.json|" + "|".join(map(re.escape, (STATE_NAME, RUN_NAME, FINISHED_NAME, COMPARISON_NAME, ARGUMENTS_NAME)))
+    r"\w+_results\.json|interpolation\.(json|md|png)|"
+    + "|".join(map(re.escape, (STATE_NAME, RUN_NAME, FINISHED_NAME, COMPARISON_NAME, ARGUMENTS_NAME)))
 )
 # Of a checkpoint, what a training resumes from.
 _FOR_RESUMING = re.compile(

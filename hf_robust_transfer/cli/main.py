@@ -13,6 +13,7 @@ COMMANDS = {
     "finetune": "transfer a robust source to your own images; without arguments, the quickstart",
     "pretrain": "train a source, naturally or adversarially",
     "evaluate": "attack a checkpoint, and report what it withstands",
+    "interpolate": "trade clean for robust accuracy along the way between two checkpoints, without training",
     "publish": "put a checkpoint on the Hub, with a model card that says what was measured",
     "export": "write a checkpoint to one ONNX file, from pixels to logits",
     "import-checkpoint": "turn a PyTorch file from elsewhere into a checkpoint folder",

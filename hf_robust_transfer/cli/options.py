@@ -11,7 +11,22 @@ from ..modeling import load_model
 
 
 @dataclass
-class SourceArguments:
+class HubArguments:
+    """How to reach the Hub."""
+
+    group: ClassVar[str] = "parameters that control the Hub"
+
+    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
+
+    @property
+    def hub_options(self) -> dict[str, Any]:
+        """What every download from the Hub needs."""
+        return {"cache_dir": self.cache_dir, "token": self.token}
+
+
+@dataclass
+class SourceArguments(HubArguments):
     """Which trained model to use."""
 
     group: ClassVar[str] = "parameters that control the model"
@@ -22,13 +37,6 @@ class SourceArguments:
         metadata={"help": "Where a checkpoint without an image processor takes it from: a checkpoint folder or a Hub id."},
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a Hub id."})
-    cache_dir: str | None = field(default=None, metadata={"help": "Where to keep what is downloaded from the Hub."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
-
-    @property
-    def hub_options(self) -> dict[str, Any]:
-        """What every download from the Hub needs."""
-        return {"cache_dir": self.cache_dir, "token": self.token}
 
     @property
     def checkpoint_options(self) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from .report import RobustnessReport, eps_text
 from .subject import Subject
 
 # Texts show as they are: a dollar sign begins no formula, whatever the user's own settings are.
-_PLAIN: Any = {"text.parse_math": False, "text.usetex": False}
+PLAIN: Any = {"text.parse_math": False, "text.usetex": False}
 # Of the colour-blind safe palette of Okabe and Ito.
-_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#666666"
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#666666"
 
 
-@matplotlib.rc_context(_PLAIN)
+@matplotlib.rc_context(PLAIN)
 def plot_curve(report: RobustnessReport, file: str | Path) -> None:
     """Draw accuracy under PGD-20 against ε with its intervals, and the worst case at the report's own ε.
 
@@ -40,23 +40,23 @@ def plot_curve(report: RobustnessReport, file: str | Path) -> None:
         radii,
         [100 * point.accuracy.lower for point in report.curve],
         [100 * point.accuracy.upper for point in report.curve],
-        color=_BLUE,
+        color=BLUE,
         alpha=0.2,
         linewidth=0,
     )
-    axes.plot(radii, values, "o-", color=_BLUE, clip_on=False, label=f"PGD-20, {report.curve[0].samples} images")
+    axes.plot(radii, values, "o-", color=BLUE, clip_on=False, label=f"PGD-20, {report.curve[0].samples} images")
     worst = report.worst_case
     axes.errorbar(
         eps * scale,
         100 * worst.value,
         yerr=[[100 * (worst.value - worst.lower)], [100 * (worst.upper - worst.value)]],
         fmt="D",
-        color=_VERMILION,
+        color=VERMILION,
         capsize=4,
         clip_on=False,
         label=f"worst case of {len(report.attacks)} attack(s), {report.data['samples']} images",
     )
-    axes.axvline(eps * scale, color=_GREY, linestyle=":", linewidth=1)
+    axes.axvline(eps * scale, color=GREY, linestyle=":", linewidth=1)
     axes.set(
         xlabel=f"{norm} ε ({'in 255ths of the pixel range' if in_255ths else 'in [0, 1] pixels'})",
         ylabel="accuracy (%)",
@@ -70,7 +70,7 @@ def plot_curve(report: RobustnessReport, file: str | Path) -> None:
     figure.savefig(file)
 
 
-@matplotlib.rc_context(_PLAIN)
+@matplotlib.rc_context(PLAIN)
 def plot_examples(
     subject: Subject,
     dataset: Any,
@@ -126,7 +126,7 @@ def plot_examples(
             grid[row][column].set_title(
                 f"{_short(labels[int(label[column])], 16)}, {share[column]:.0%}{mark}",
                 fontsize="small",
-                color="black" if row == 0 or right else _VERMILION,
+                color="black" if row == 0 or right else VERMILION,
             )
     figure.suptitle(
         f"{_short(title)}\nPGD-20, {threat_model.norm} ε = {eps_text(threat_model.eps)}; prediction and its probability"

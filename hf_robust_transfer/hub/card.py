@@ -195,7 +195,7 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
         training=facts.training,
         options=[(option, value) for option, value in options.items() if value is not None],
         summary=_summary(facts),
-        how=_how(options, training.get("base_model"), dataset),
+        how=_between(training.get("interpolated")) or _how(options, training.get("base_model"), dataset),
         adapted=None if facts.adapted is None else _adapted(facts.adapted),
         resolution="×".join(map(str, facts.input_shape)),
         evaluation_command=None if report is None else Markup(code_block(evaluation_command(report, repo_id), "bash")),
@@ -288,6 +288,14 @@ def _how(options: dict[str, Any], base_model: str | None, dataset: str | None) -
     if options.get("lwf_weight"):
         parts.append(f"its features kept close to the source's (LwF, λ_d = {options['lwf_weight']:g})")
     return ", ".join(parts) + "."
+
+
+def _between(interpolated: dict[str, Any] | None) -> str | None:
+    if not interpolated:
+        return None
+    one, other = (model["name"] for model in interpolated["models"])
+    alpha = interpolated["alpha"]
+    return f"By interpolation: its weights are {1 - alpha:g} of those of {one} and {alpha:g} of those of {other}."
 
 
 def _adapted(adapted: Adapted) -> str:

@@ -191,7 +191,7 @@ def _evaluate_checkpoint(
     surrogate = _surrogate(args.surrogate, classifier, hub_options)
     trained_seed = trained_for.seed
     settings = args.settings(seed=trained_seed)
-    data = _data(data, trained_for)
+    data = data_of(data, trained_for)
     seeds = {"seed": trained_seed, "subset_seed": settings.seed}
     with state.main_process_first():
         images, split = load_evaluation_split(data, labels=classifier.labels, split=args.split, **seeds, **hub_options)
@@ -262,10 +262,17 @@ def _shown_options(data: DataArguments, split: str, seed: int) -> dict[str, Any]
     return {name: shown(value) if name in data.places else value for name, value in source.items()}
 
 
-def _data(given: DataArguments, trained_for: TrainedFor) -> DataArguments:
+def data_of(given: DataArguments, trained_for: TrainedFor) -> DataArguments:
     """The data as given, or else the data of training with what was given changed.
 
     Where both are the same they are split as for training, or images of training would be among those to validate on.
+
+    Args:
+        given: the options.
+        trained_for: what a checkpoint says about its training.
+
+    Raises:
+        UsageError: neither names any data, or the checkpoint says something that cannot be.
     """
     known = {option.name for option in fields(DataArguments)}  # another version may have noted more
     trained_on = {name: value for name, value in (trained_for.data or {}).items() if name in known}

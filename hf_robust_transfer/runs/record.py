@@ -67,6 +67,11 @@ def _shown_argument(argument: str, tokens: Sequence[str]) -> str:
     return f"{flag}={shown(value, tokens)}" if equals and flag.startswith("--") else shareable([argument], tokens)[0]
 
 
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that a model is made with."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
 def hub_id_of(model: str) -> str | None:
     """The Hub id of a model or, where it was trained here, of the nearest one before it that has one.
 
@@ -152,6 +157,6 @@ def write_training_record(
         processes=args.world_size,
         seconds=seconds,
         hardware=hardware(),
-        versions={name: version(name) for name in _LIBRARIES},
+        versions=library_versions(),
     )
     write_json(folder / RECORD_NAME, record.to_dict())

@@ -4,6 +4,7 @@ from .averaging import AVERAGES, WeightAverage, estimate_batch_norm
 from .block_order import Block, blocks
 from .distillation import DISTANCES, feature_distance, make_teacher
 from .freezing import describe, eval_where_frozen, freeze
+from .interpolation import interpolated
 from .matching import label_columns, matched_teacher
 from .phases import Phases
 from .presets import PRESETS, preset
@@ -24,6 +25,7 @@ __all__ = [
     "feature_distance",
     "freeze",
     "head_learning_rate",
+    "interpolated",
     "label_columns",
     "make_teacher",
     "matched_teacher",

@@ -19,7 +19,10 @@ HOW_TO = REPOSITORY / "docs" / "how-to"
 # many-gpus.md needs GPUs; those of docs/results need data and sources of hours.
 PAGES = [
     REPOSITORY / "README.md",
-    *(HOW_TO / f"{name}.md" for name in ("transfer", "evaluate", "publish", "export", "sources", "import", "extend")),
+    *(
+        HOW_TO / f"{name}.md"
+        for name in ("transfer", "interpolate", "evaluate", "publish", "export", "sources", "import", "extend")
+    ),
 ]
 
 
