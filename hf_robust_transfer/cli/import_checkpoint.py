@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
-from ..data.sizes import tell_of_images
+from ..data.sizes import resizing_of, tell_of_images
 from ..errors import UsageError, listed
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.chunks import Task, attack_in_chunks
@@ -223,7 +223,7 @@ def _measured(
         label2id = {label: index for index, label in enumerate(names)}
         model.config.update({"id2label": dict(enumerate(names)), "label2id": label2id, "label_names": names})
     dataset = PixelDataset(images, processor, name)
-    tell_of_images(dataset, name)
+    tell_of_images(resizing_of(dataset), name)
     subject = make_ready(classifier, dataset)
     accuracy, guessing = _clean_accuracy(subject, dataset)
     words = f"clean accuracy {accuracy} on {len(images)} images of the {name} split, with its 95 % Wilson interval"

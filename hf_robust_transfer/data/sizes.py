@@ -1,5 +1,6 @@
 """What is done to images before a model sees them: from which sizes they are made which, and what that costs."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,17 +49,28 @@ class Resizing(NamedTuple):
         return f"{self.images} images, {sides}{f' in {self.known} of them' if self.known < self.images else ''} → {made}"
 
     @property
-    def warning(self) -> str | None:
-        """What to tell who is about to throw most of the images away; None where that is not so."""
+    def sides(self) -> list[float]:
+        """The smallest and the largest side of an image, and the median of their shorter ones, in pixels."""
+        return [self.smallest, self.largest, self.typical]
+
+    @property
+    def shrinkage(self) -> str | None:
+        """How many times smaller images are made where most of them is thrown away; None where that is not so."""
         side = min(self.height, self.width)
         if min(self.typical, max(_PHOTOGRAPH, side)) < _FACTOR * side:
             return None
+        return f"{self.typical / side:.3g} times smaller, to {self.height} × {self.width} pixels"
+
+    @property
+    def warning(self) -> str | None:
+        """What to tell who is about to throw most of the images away; None where that is not so."""
+        if self.shrinkage is None:
+            return None
         fits = max(usual for usual in _USUAL if usual <= self.typical or usual == _USUAL[0])
         return (
-            f"The images are made {self.typical / side:.3g} times smaller, to {self.height} × {self.width} pixels:"
-            f" {100 * self.left:.2g} % of a typical one's pixels are left. Use a source that was trained on larger images,"
-            f" as docs/how-to/photographs.md tells, or --image_size {fits} where the source takes images of any size (in"
-            " Python load_model(…, image_size=…))"
+            f"The images are made {self.shrinkage}: {100 * self.left:.2g} % of a typical one's pixels are left. Use a"
+            " source that was trained on larger images, as docs/how-to/photographs.md tells, or --image_size"
+            f" {fits} where the source takes images of any size (in Python load_model(…, image_size=…))"
         )
 
 
@@ -92,18 +104,28 @@ def resizing_of(dataset: Any) -> Resizing | None:
     )
 
 
-def tell_of_images(dataset: Any, name: str) -> None:
+def tell_of_images(resizing: Resizing | None, name: str) -> None:
     """Print what is done to a data set's images, and warn where most of them is thrown away.
 
     Args:
-        dataset: as `as_pixel_dataset` gives it.
-        name: what to call it.
+        resizing: what is done to them.
+        name: what to call the data set.
     """
-    resizing = resizing_of(dataset)
     if resizing is not None:
         print(f"{name}: {resizing}", flush=True)
         if resizing.warning is not None:
             logger.warning(resizing.warning)
+
+
+def shrinkage(sides: Sequence[float], height: int, width: int) -> str | None:
+    """`Resizing.shrinkage` of images of these `Resizing.sides`, of which such ones were made.
+
+    Example:
+        >>> shrinkage([64, 480, 240.0], 32, 32)
+        '7.5 times smaller, to 32 × 32 pixels'
+    """
+    smallest, largest, typical = sides
+    return Resizing(1, 1, int(smallest), int(largest), typical, 1, height, width).shrinkage
 
 
 def _size(dataset: Any, row: int, made: tuple[int, int]) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from ..run_folder import REPORT_NAME
 from ..threat_model import ThreatModel
 from .accuracy import Accuracy, Counted, accuracies, by_class, counted
 from .named_attacks import named_kind, parse_attack
-from .report import ClassResult, RobustnessReport
+from .report import ClassResult, RobustnessReport, are_sides
 from .self_checks import SelfCheck, comparisons
 
 Array = np.ndarray[Any, Any]
@@ -194,6 +194,9 @@ def _agrees(told: SelfCheck | None, found: SelfCheck) -> bool:
 _PARTS: dict[str, Callable[[RobustnessReport, list[str]], bool]] = {
     "its predictions are not one for each image, label and attack": _predictions,
     "its threat model, settings or times are none": _conditions,
+    "the sides of its images are none": lambda report, _: (
+        report.data.get("sides") is None or are_sides(report.data["sides"])
+    ),
     "its accuracies or their intervals are not those of its predictions": _figures,
     "an attack's name is not that of its options": _attacks,
     "its curve has accuracies or intervals that no number of images gives": _curve,

@@ -15,7 +15,7 @@ from ..data import PixelDataset, as_labels_of, choose_split
 from ..data.arguments import check_data_set_name
 from ..data.columns import refuse_streams
 from ..data.labels import check_label_column, with_labels, without_format
-from ..data.sizes import tell_of_images
+from ..data.sizes import resizing_of, tell_of_images
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
 from ..threat_model import ThreatModel
@@ -129,7 +129,7 @@ class RobustnessEvaluator(Evaluator):
         task = Task(self.attack, self.threat_model)
         began = perf_counter()
         dataset = PixelDataset(images, processor, "evaluation")
-        tell_of_images(dataset, dataset.name)
+        tell_of_images(resizing_of(dataset), dataset.name)
         subject = make_ready(classifier, dataset, self.settings)
         outcomes = attack_in_chunks(subject, dataset, [task], progress=False)
         time = self._compute_time_perf(began, perf_counter(), len(images))

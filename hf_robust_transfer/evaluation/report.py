@@ -7,7 +7,8 @@ Schema version 2 of ``robustness.json``; accuracies are shares in [0, 1], length
   and values of all parameters and buffers), ``fingerprint_parts`` (what the fingerprint is made of, where it is known),
   ``input_shape`` (C, H, W): the resolution at which ε applies, after resizing.
 - ``data``: ``name``, ``split``, ``samples``, ``pixels_sha256``, over all images at the model's resolution, and ``options``,
-  with which commands load them again; ``hub_id`` where the data set is one on the Hub.
+  with which commands load them again; ``hub_id`` where the data set is one on the Hub; ``sides``, where they are known:
+  the smallest and the largest side of an image before it was resized, and the median of the shorter ones, in pixels.
 - ``threat_model``: ``norm``, ``eps``, ``bounds``.
 - ``settings``: ``seed``, ``precision`` (attacks are crafted in it; success is judged in float32), ``chunk_size``,
   ``cascade``, ``surrogate``.
@@ -32,11 +33,12 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeGuard
 
 import numpy as np
 
 from ..atomic import replacing
+from ..data.sizes import shrinkage
 from ..errors import UsageError
 from ..markdown import code, escaped
 from ..run_folder import REPORT_NAME, REPORT_TEXT_NAME
@@ -255,9 +257,18 @@ class RobustnessReport:
 
     @property
     def cautions(self) -> list[str]:
-        """How far the figures are to be believed, in sentences: a lower claim, upper bounds, no repetition."""
+        """How far the figures are to be believed, in sentences: a lower claim, upper bounds, no repetition, tiny images."""
         upper_bounds = "" if self.has_autoattack else _UPPER_BOUNDS
-        return [text for text in (self.claim_text, upper_bounds, "" if self.repeatable else _UNREPEATABLE) if text]
+        texts = (self.claim_text, upper_bounds, "" if self.repeatable else _UNREPEATABLE, self._of_tiny_images)
+        return [text for text in texts if text]
+
+    @property
+    def _of_tiny_images(self) -> str:
+        sides, shape = self.data.get("sides"), self.model["input_shape"]
+        if not are_sides(sides) or [type(side) for side in shape] != [int] * 3:
+            return ""
+        shrunk = shrinkage(sides, *shape[1:])
+        return "" if shrunk is None else f"The images were made {shrunk}: the figures are those of such tiny images."
 
     @property
     def _resolution(self) -> str:
@@ -350,6 +361,16 @@ def eps_text(eps: float) -> str:
     if 0 < eps <= 64 / 255 and abs(parts - round(parts)) < 1e-6:
         return f"{eps * 255:.4g}/255"
     return f"{eps:.4g}"
+
+
+def are_sides(value: Any) -> TypeGuard[list[float]]:
+    """Whether a value that was read may stand for the ``sides`` of images."""
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(type(each) in (int, float) and 0 < each < 10**6 for each in value)
+        and value[0] <= value[2] <= value[1]
+    )
 
 
 def file_sha256(file: Path) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..attacks.eval_mode import untouched
 from ..data import as_pixel_dataset, as_pixels, choose_split, collate
-from ..data.sizes import tell_of_images
+from ..data.sizes import resizing_of, tell_of_images
 from ..threat_model import ThreatModel
 from .accuracy import Accuracy
 from .chunks import Outcomes, Task, attack_in_chunks
@@ -171,8 +171,9 @@ def evaluate_subject(
         folder: finished work is kept there, and found again when the evaluation is started again.
     """
     began = time.perf_counter()
+    resizing = resizing_of(dataset)
     if progress and PartialState().is_main_process:
-        tell_of_images(dataset, split)
+        tell_of_images(resizing, split)
     settings = subject.settings
     plan = _planned(subject, threat_model, attacks)
     outcomes = attack_in_chunks(subject, dataset, plan.tasks, folder=folder, progress=progress)
@@ -191,6 +192,7 @@ def evaluate_subject(
             "samples": len(dataset),
             "pixels_sha256": outcomes.pixels,
             "options": dict(data_options or {}),
+            "sides": None if resizing is None or not resizing.known else resizing.sides,
         },
         threat_model={"norm": threat_model.norm, "eps": threat_model.eps, "bounds": list(threat_model.bounds)},
         settings={

@@ -94,13 +94,13 @@ def _peak_memory(name: str, args: BenchmarkArguments, data: DataArguments, sende
         run()
         sender.send(torch.cuda.max_memory_allocated() - before)
         return
-    with _watched_memory() as peak:
+    with watched_memory() as peak:
         run()
     sender.send(peak())
 
 
 @contextmanager
-def _watched_memory() -> Iterator[Callable[[], int]]:
+def watched_memory() -> Iterator[Callable[[], int]]:
     """Watch this process's resident memory; what is given says by how much it grew at most."""
     process, done = psutil.Process(), threading.Event()
     before = process.memory_info().rss

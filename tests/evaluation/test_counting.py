@@ -68,12 +68,15 @@ TAMPERED = [
     (at("settings", "chunk_size", to=None), CONDITIONS),
     (at("model", "input_shape", to=["3", "8"]), CONDITIONS),
     (at("timing", "seconds", "attacks", "fgsm", to=float("inf")), CONDITIONS),
+    *((at("data", "sides", to=sides), "the sides of its images are none") for sides in (
+        "64", [64, 480], [64, 480, 500], [0, 480, 64], [64, float("nan"), 64], ["64", 480, 240], [64, 1e9, 240], {}
+    )),
     (at("curve", 1, "accuracy", "value", to=0.33), CURVE),
     (at("curve", 1, "accuracy", "upper", to=1.0), CURVE),
     (at("curve", 1, "samples", to=8000), CURVE),
     (at("curve", 0, "accuracy", to=asdict(Accuracy.of([True] * 4))), CURVE),
     (at("curve", 2, "accuracy", to=asdict(Accuracy.of([True] * 4))), CURVE),
-]
+]  # fmt: skip
 
 
 def with_curve():

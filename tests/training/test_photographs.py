@@ -89,13 +89,18 @@ def test_several_evaluation_sets_are_told_of_by_their_names(trainer_of, photos, 
     assert caplog.text.count("times smaller") == 1
 
 
-def test_an_evaluation_tells_it_too_unless_it_is_to_be_quiet(tiny, photos, capsys, caplog):
+def test_an_evaluation_tells_it_unless_it_is_to_be_quiet_and_reports_it(tiny, photos, digits, capsys, caplog):
     classifier = PixelClassifier(*tiny("timm-convnext", DIGITS))
     options = {"self_check_samples": 0, "curve_samples": 0}
-    evaluate_robustness(classifier, photos, ThreatModel(), ["fgsm"], **options)
+    report = evaluate_robustness(classifier, photos, ThreatModel(), ["fgsm"], **options)
+    caution = "The images were made 6.44 times smaller, to 8 × 8 pixels: the figures are those of such tiny images."
+    assert report.data["sides"] == [40, 103, 51.5] and caution in report.cautions
+    assert caution in report.summary() and caution in report.markdown()
     assert f"test: {TOLD}" in capsys.readouterr().out and caplog.text.count(WARNED) == 1
     evaluate_robustness(classifier, photos, ThreatModel(), ["fgsm"], progress=False, **options)
     assert "images" not in capsys.readouterr().out
+    small = evaluate_robustness(classifier, digits.select(range(4)), ThreatModel(), ["fgsm"], progress=False, **options)
+    assert small.data["sides"] == [8, 8, 8] and "smaller" not in small.summary()
 
 
 def test_the_commands_warn_of_photographs_for_a_network_of_8_pixels(tiny, photos, tmp_path, capsys, caplog):
