@@ -14,7 +14,7 @@ from hf_robust_transfer.randomness import fold_in
 from hf_robust_transfer.threat_model import ThreatModel
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "members", [("apgd-ce", "square"), pytest.param(("apgd-ce", "apgd-t", "fab-t", "square"), marks=pytest.mark.slow)]
 )

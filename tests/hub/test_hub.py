@@ -88,7 +88,12 @@ except (ImportError, RuntimeError) as error:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "how"), [("cifar_resnet18", "first"), ("cifar_wrn", "last"), ("cifar_resnet18", "not")]
+    ("architecture", "how"),
+    [
+        pytest.param("cifar_resnet18", "first", marks=pytest.mark.slow),
+        pytest.param("cifar_wrn", "last", marks=pytest.mark.slow),
+        ("cifar_resnet18", "not"),
+    ],
 )
 def test_one_import_registers_the_package_s_own_architectures(tmp_path, architecture, how):
     size = {"depth": 10, "width": 1} if architecture == "cifar_wrn" else None

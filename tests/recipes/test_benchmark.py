@@ -33,7 +33,8 @@ QUICK = ["pgd_float32", "evaluation", "lwf_step"]
 OTHERS = ["pgd_low", "evaluation_natural", "autoattack", "training_step", "training_throughput", "frozen_transfer"]
 
 
-@pytest.mark.parametrize("rows", [QUICK, pytest.param([*OTHERS, "import", "memory"], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [QUICK, [*OTHERS, "import", "memory"]])
 def test_each_line_says_what_was_compared_and_is_written_at_once(inputs, tmp_path, rows):
     output = tmp_path / "figures" / "benchmark.json"
     small = ["--samples", "8", "--batch_size", "4", "--rounds", "1", "--epochs", "1", "--autoattack_samples", "1"]

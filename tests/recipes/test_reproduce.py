@@ -234,6 +234,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(module, error_of, tmp_p
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_names_its_log(start, tmp_path, source):
     broken = tmp_path / "broken"
     shutil.copytree(source, broken)

@@ -53,7 +53,6 @@ def same(one, other):
 @pytest.mark.parametrize(
     ("objective", "workers", "crop", "kills"),
     [
-        ("natural", 2, 1, [(5, 3)]),
         ("natural", 0, 0, [(16, 15)]),  # features are known: the student's in the warm start, the teacher's always
         pytest.param("natural", 0, 0, [(5, 3)], marks=pytest.mark.slow),
         *(
