@@ -49,8 +49,10 @@ def called(function, *arguments):
     return function + row(*arguments) + b"R"
 
 
-def tensor(size=(4,), stride=(1,), offset=0, numel=4, kind=None, key="0", rebuild=None):
-    storage = row(text("storage"), kind or named("torch", "FloatStorage"), text(key), text("cpu"), number(numel)) + b"Q"
+def tensor(size=(4,), stride=(1,), offset=0, numel=4, kind=None, key="0", rebuild=None, view=()):
+    storage = (
+        row(text("storage"), kind or named("torch", "FloatStorage"), text(key), text("cpu"), number(numel), *view) + b"Q"
+    )
     layout = (number(offset), row(*map(number, size)), row(*map(number, stride)))
     rest = (b"\x89", called(named("collections", "OrderedDict")))
     return called(rebuild or named("torch._utils", "_rebuild_tensor_v2"), storage, *layout, *rest)
@@ -136,6 +138,8 @@ WEIGHTS = {
     "of a thousand dimensions": tensor(size=(1,) * 1000, stride=(1,) * 1000),
     "of another type than its storage": tensor() + b"0" + tensor(kind=named("torch", "DoubleStorage")),
     "in a storage that is not there": tensor(key="1"),
+    "in a part of its storage that is not there": tensor(view=(row(text("1"), number(3), number(4)),)),
+    "in a part of its storage that is no part": tensor(view=(row(text("1"), text("0"), b"N"),)),
     "in a storage elsewhere": tensor(key="../data.pkl"),
 }
 WHOLE = {

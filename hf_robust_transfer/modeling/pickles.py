@@ -89,7 +89,8 @@ class Stored:
         last = self.offset + sum((length - 1) * step for length, step in zip(self.size, self.stride, strict=True))
         if math.prod(self.size) > len(numbers) or (all(self.size) and last >= len(numbers)):
             raise ValueError("a tensor lies outside of its storage")
-        return numbers.as_strided(self.size, self.stride, self.offset if all(self.size) else 0)
+        within = self.offset if all(self.size) else 0
+        return numbers.as_strided(self.size, self.stride, numbers.storage_offset() + within)
 
 
 def read_tensors(file: Path, choose: Callable[[Any, list[str]], Mapping[str, Stored]]) -> dict[str, Tensor]:

@@ -10,7 +10,21 @@ import time
 
 import pytest
 import torch
-from hostile_files import BAD, BESIDE, GOOD, HARMLESS_WITHIN, MODULE, PATH, alone, content, legacy
+from hostile_files import (
+    BAD,
+    BESIDE,
+    GOOD,
+    HARMLESS_WITHIN,
+    MODULE,
+    PATH,
+    alone,
+    content,
+    legacy,
+    number,
+    row,
+    tensor,
+    text,
+)
 
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.modeling import pickles
@@ -25,8 +39,8 @@ pytestmark = [
 def watched(folder, files, read):
     """What a process of its own sees itself do with each file, and what comes of it: {name: (events, outcome)}."""
     (folder / "hostile_module.py").write_text(MODULE)
-    for number, each in enumerate(files.values()):
-        (folder / f"{number}.pt").write_bytes(each)
+    for place, each in enumerate(files.values()):
+        (folder / f"{place}.pt").write_bytes(each)
     child = os.fork()
     if child == 0:
         try:
@@ -45,11 +59,11 @@ def in_child(folder, files, read):
     events = []
     sys.addaudithook(lambda event, arguments: events.append([event, *map(repr, arguments[:2])]))
     seen = {}
-    for number, name in enumerate(files):
+    for place, name in enumerate(files):
         events.clear()
         started = time.monotonic()
         try:
-            outcome = {key: tensor.tolist() for key, tensor in read(folder / f"{number}.pt").weights.items()}
+            outcome = {key: tensor.tolist() for key, tensor in read(folder / f"{place}.pt").weights.items()}
         except Exception as error:
             outcome = f"{type(error).__name__}: {error}"
         seen[name] = (list(events), outcome, time.monotonic() - started)
@@ -64,18 +78,18 @@ def seen(tmp_path_factory):
     return folder, watched(folder, {**GOOD, **HARMLESS_WITHIN, **BAD}, read_checkpoint)
 
 
-def doings(events, number):
+def doings(events, place):
     """What was done, but for opening the file itself to read it; whether as text or as bytes, Python does not tell."""
     return [
-        event for event in events if not (event[0] == "open" and event[1].endswith(f"/{number}.pt'") and event[2] == "'r'")
+        event for event in events if not (event[0] == "open" and event[1].endswith(f"/{place}.pt'") and event[2] == "'r'")
     ]
 
 
 def test_nothing_in_hostile_files_runs_and_nothing_but_the_file_is_opened(seen):
     folder, results = seen
     assert len(BESIDE) >= 25 and len(results) > 300
-    for number, (name, (events, _, _)) in enumerate(results.items()):
-        assert not doings(events, number), name
+    for place, (name, (events, _, _)) in enumerate(results.items()):
+        assert not doings(events, place), name
     assert not (folder / "it-ran").exists() and not (folder / PATH).exists()
 
 
@@ -91,11 +105,11 @@ def test_what_lies_beside_the_weights_does_not_keep_them_from_being_read(seen):
 
 def test_hostile_weights_are_refused_in_one_line_and_at_once(seen):
     folder, results = seen
-    for number, (name, (_, outcome, seconds)) in enumerate(results.items()):
+    for place, (name, (_, outcome, seconds)) in enumerate(results.items()):
         assert seconds < 5, name
         if name in BAD:
             assert isinstance(outcome, str), (name, outcome)
-            assert outcome.startswith(f"UsageError: {folder / f'{number}.pt'} ") and "\n" not in outcome, (name, outcome)
+            assert outcome.startswith(f"UsageError: {folder / f'{place}.pt'} ") and "\n" not in outcome, (name, outcome)
 
 
 def test_the_same_files_run_their_code_where_they_are_unpickled(tmp_path):
@@ -124,6 +138,12 @@ def test_a_file_that_takes_too_many_steps_is_refused(tmp_path, monkeypatch):
         read_checkpoint(tmp_path / "a.pt")
 
 
+def test_a_tensor_in_a_part_of_a_storage_as_the_first_versions_of_torch_saved_it_comes_out(tmp_path):
+    part = tensor(size=(2,), view=(row(text("1"), number(1), number(3)),))
+    (tmp_path / "a.pt").write_bytes(legacy(content(weight=part)))
+    assert read_checkpoint(tmp_path / "a.pt").weights["weight"].tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_of_every_kind_and_protocol_come_out_as_torch_reads_them(tmp_path, zipped, protocol):
@@ -147,5 +167,5 @@ def test_tensors_of_every_kind_and_protocol_come_out_as_torch_reads_them(tmp_pat
     )
     read = read_checkpoint(tmp_path / "a.pt").weights
     assert read.keys() == weights.keys()
-    for name, tensor in weights.items():
-        torch.testing.assert_close(read[name], tensor.detach(), rtol=0, atol=0)
+    for name, written in weights.items():
+        torch.testing.assert_close(read[name], written.detach(), rtol=0, atol=0)
