@@ -227,22 +227,21 @@ def _measured(
     subject = make_ready(classifier, dataset)
     accuracy, guessing = _clean_accuracy(subject, dataset)
     words = f"clean accuracy {accuracy} on {len(images)} images of the {name} split, with its 95 % Wilson interval"
-    if understood := accuracy.lower > guessing:
-        yield words
-    else:
-        yield words + (
+    if accuracy.lower <= guessing:
+        words += (
             f"\nWARNING: that is not clearly better than guessing the most frequent class, {guessing:.1%}. Probably the"
             " variant of the architecture (--architecture, --model_args), the normalisation (--mean, --std) or the order of"
             " the labels is not the checkpoint's."
         )
-    if args.attack_samples and accuracy.value:
+    yield words
+    if args.attack_samples and accuracy.lower > guessing:
         imagenet = is_of_imagenet(args.architecture, len(model.config.id2label or ()))
         threat_model = args.threat_model(classes_of_imagenet=imagenet)
         clean, robust = _robust_accuracy(subject, dataset, threat_model, args.attack_samples)
         samples = min(args.attack_samples, len(dataset))
         threat = f"{threat_model.norm} ε = {eps_text(threat_model.eps)}"
         words = f"robust accuracy {robust} under {ATTACK.upper()}, {threat}, on the first {samples} of them"
-        if understood and robust.value < clean.value / 3:
+        if robust.value < clean.value / 3:
             words += (
                 f"\nWARNING: that is less than a third of their clean accuracy, {clean.value:.1%}: at this ε it is no"
                 " robust source. If it was trained for another threat model, give --norm and --eps."
