@@ -58,6 +58,34 @@ class Adapted(_Record):
 
 
 @dataclass(frozen=True)
+class Origin(_Record):
+    """The robust source that a model comes from, however many trainings ago.
+
+    Args:
+        name: among `hf_robust_transfer.modeling.sources.SOURCES`.
+        model_id: its Hub id, None for one that is on no Hub.
+        url: where its file is to be had otherwise.
+        revision: the commit on the Hub that it was downloaded at.
+        file: its name there.
+        sha256: of that file.
+        license: a Hub identifier, None where it is not known.
+        norm, eps: the threat model that it was trained for.
+        reference: where it is described.
+    """
+
+    name: str = ""
+    model_id: str | None = None
+    url: str | None = None
+    revision: str | None = None
+    file: str | None = None
+    sha256: str | None = None
+    license: str | None = None
+    norm: str = "linf"
+    eps: str = "0"
+    reference: str = ""
+
+
+@dataclass(frozen=True)
 class TrainedFor(_Record):
     """What later evaluations go by, in a model's configuration under ``robust_training``.
 
@@ -68,10 +96,11 @@ class TrainedFor(_Record):
         data: the options that say where its images come from.
         hub_id: of the model on the Hub, where it was published.
         adapter: what an adapter of peft was trained with, as of `Adapted`, which is now in the weights.
+        source: the robust source that the model comes from, as of `Origin`.
 
     Example:
         >>> TrainedFor.from_dict({"norm": "l2", "eps": "0.5"})
-        TrainedFor(norm='l2', eps='0.5', seed=0, data=None, hub_id=None, adapter=None)
+        TrainedFor(norm='l2', eps='0.5', seed=0, data=None, hub_id=None, adapter=None, source=None)
     """
 
     norm: str = "linf"
@@ -80,6 +109,12 @@ class TrainedFor(_Record):
     data: dict[str, Any] | None = None
     hub_id: str | None = None
     adapter: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
+
+    @property
+    def origin(self) -> Origin | None:
+        """The robust source that the model comes from, if that is known."""
+        return None if self.source is None else Origin.from_dict(self.source)
 
     @classmethod
     def of(cls, config: Any) -> Self:
@@ -92,6 +127,7 @@ class TrainedFor(_Record):
         try:
             record = cls.from_dict({} if content is None else content)
             ThreatModel(record.norm, parse_eps(record.eps))
+            _ = record.origin
         except UsageError as error:
             raise UsageError(f"config.json: robust_training: {error}") from None
         if record.seed < 0:

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import timm
 from transformers import set_seed
 
 from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
 from ..modeling import PixelClassifier, load_model
+from ..modeling.loading import is_untrained
+from ..modeling.sources import ADVISED
+from ..run_folder import CONFIG_NAME, read_json
 from ..runs.folder import claimed_output_dir
 from ..runs.train import check_plan, train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
+from ..transfer.source import check_source
 from . import quickstart
 from .main import run_command
 from .options import ModelArguments
@@ -64,17 +67,22 @@ def main(argv: Sequence[str]) -> None:
         argv,
     )
     if model_args.model_name_or_path is None:
-        raise UsageError("--model_name_or_path is missing: the robust source, a checkpoint folder or a Hub id")
+        raise UsageError(
+            "--model_name_or_path is missing: the robust source, one of `hf-robust-transfer sources`, a checkpoint folder"
+            " or a Hub id"
+        )
     source = args.teacher_name_or_path or model_args.model_name_or_path
     check_plan(args)
+    for name in (model_args.model_name_or_path, source):
+        check_source(name, args.transfer, read_json(Path(name, CONFIG_NAME)))
     with claimed_output_dir(
         args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path, source]
     ) as resume_from:
-        if not Path(source or "").is_dir() and timm.is_model(source or ""):
+        if is_untrained(source):
             raise UsageError(
                 f"--model_name_or_path {source} is an architecture without weights: train it with hf-robust-transfer"
-                " pretrain, import a checkpoint with hf-robust-transfer import-checkpoint, or use a Hub id such as"
-                " timm/resnet50.a1_in1k"
+                " pretrain, import a checkpoint with hf-robust-transfer import-checkpoint, or use a robust source by its"
+                f" name, such as {ADVISED} (`hf-robust-transfer sources` lists them)"
             )
         splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
         set_seed(args.seed)

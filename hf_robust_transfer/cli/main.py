@@ -17,6 +17,7 @@ COMMANDS = {
     "publish": "put a checkpoint on the Hub, with a model card that says what was measured",
     "export": "write a checkpoint to one ONNX file, from pixels to logits",
     "import-checkpoint": "turn a PyTorch file from elsewhere into a checkpoint folder",
+    "sources": "list robust checkpoints of others that have a name here, and import the file of one",
     "cache": "show the features that are kept for later runs, and delete them",
     "quickstart": "the embedded example: six transfers between handwritten digits",
 }

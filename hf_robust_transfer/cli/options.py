@@ -31,7 +31,9 @@ class SourceArguments(HubArguments):
 
     group: ClassVar[str] = "parameters that control the model"
 
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or a Hub id."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A checkpoint folder, a Hub id, or one of `sources`."}
+    )
     processor_name_or_path: str | None = field(
         default=None,
         metadata={"help": "Where a checkpoint without an image processor takes it from: a checkpoint folder or a Hub id."},
@@ -61,7 +63,11 @@ class ModelArguments(CheckpointArguments):
     """Which model to start from, trained or not."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A checkpoint folder, a Hub id, or a timm architecture's name (untrained)."}
+        default=None,
+        metadata={
+            "help": "A checkpoint folder, a Hub id, one of `hf-robust-transfer sources`, or a timm architecture's name"
+            " (untrained)."
+        },
     )
     model_args: str | None = field(
         default=None, metadata={"help": 'Arguments of a timm architecture as JSON, like \'{"depth": 16, "width": 2}\'.'}

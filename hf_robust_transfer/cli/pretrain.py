@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from ..data import DataArguments, load_image_splits
 from ..errors import UsageError
+from ..modeling.loading import is_untrained
 from ..runs.folder import claimed_output_dir
 from ..runs.train import check_plan, train_and_evaluate
 from ..training.arguments import RobustTrainingArguments
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
         " YAML or JSON file of them if you like. A run that was stopped goes on where it was when it is started again.",
         argv,
     )
-    if model_args.model_name_or_path is None:
+    if (name := model_args.model_name_or_path) is None:
         raise UsageError("--model_name_or_path is missing: a timm architecture, a checkpoint folder or a Hub id")
     if args.lwf_weight:
         raise UsageError(
@@ -35,9 +36,7 @@ def main(argv: Sequence[str]) -> None:
             " close to a source's"
         )
     check_plan(args)
-    with claimed_output_dir(
-        args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path]
-    ) as resume_from:
+    with claimed_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=[name]) as resume_from:
         splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
         set_seed(args.seed)
         model, processor = model_args.load(splits.id2label)
@@ -49,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
             resume_from=resume_from,
             overwrite=model_args.overwrite_output_dir,
             data=data_args,
+            base_model=None if is_untrained(name) else name,
             options=model_args.defining_options,
             command=["pretrain", *as_flags(argv)],
         )

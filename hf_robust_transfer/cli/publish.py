@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from ..data import DataArguments
 from ..hub import UnreachableHub, check_access, files_to_publish, publish, read_facts
+from ..hub.origin import license_of
 from ..run_folder import check_checkpoint
 from ..runs.evaluate import EvaluationArguments, evaluate_checkpoint
 from .main import run_command
@@ -29,7 +30,13 @@ class PublishingArguments:
     private: bool = field(default=False, metadata={"help": "Make a new repository a private one."})
     revision: str = field(default="main", metadata={"help": "The branch; made where it does not exist."})
     commit_message: str = field(default="Publish model and model card", metadata={"help": "Of the one commit."})
-    license: str | None = field(default=None, metadata={"help": "Of the weights, as a Hub identifier: apache-2.0, …"})
+    license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the weights, as a Hub identifier: apache-2.0, …; by default that of the robust source that they"
+            " come from."
+        },
+    )
     token: str | None = field(default=None, metadata={"help": "Hub token; by default the one of `hf auth login`."})
     dry_run: bool = field(default=False, metadata={"help": "Show what would be uploaded, and upload nothing."})
     without_evaluation: bool = field(
@@ -54,7 +61,9 @@ def main(argv: Sequence[str]) -> None:
         if not args.dry_run:
             raise
         print(f"The Hub was not asked whether you may write there: {error}")
-    if read_facts(folder).report is None and not args.without_evaluation:
+    facts = read_facts(folder)
+    license_of(args.license, facts.origin)
+    if facts.report is None and not args.without_evaluation:
         evaluation_args.output_dir = str(folder)
         evaluate_checkpoint(str(folder), data_args, evaluation_args, overwrite=True)
     if args.dry_run:

@@ -22,11 +22,12 @@ from ..evaluation.report import eps_text, file_sha256
 from ..markdown import code_block, escaped, one_line
 from ..modeling import PixelClassifier, load_model
 from ..modeling.fingerprint import fingerprint, fingerprint_parts
-from ..provenance import Adapted, Provenance, TrainedFor
+from ..provenance import Adapted, Origin, Provenance, TrainedFor
 from ..run_folder import CURVE_NAME, EXAMPLES_NAME, RECORD_NAME, REPORT_NAME
 from ..sharing import shown
 from .access import checked_repo_id
 from .exporting import exports_of, how_to_run
+from .origin import describe_origin, license_of
 from .timm_layout import is_own
 
 logger = logging.get_logger(__name__)
@@ -50,6 +51,7 @@ class CheckpointFacts:
         pictures: of the report, a title and a file name each.
         exports: the names of the files that this very model was exported to.
         adapted: what the adapter of peft was trained with that is merged into the model, if one is.
+        origin: the robust source that the model comes from, if its configuration says so.
     """
 
     architecture: str | None
@@ -62,6 +64,7 @@ class CheckpointFacts:
     pictures: list[tuple[str, str]]
     exports: list[str] = field(default_factory=list)
     adapted: Adapted | None = None
+    origin: Origin | None = None
 
     @property
     def needs_package(self) -> bool:
@@ -98,7 +101,8 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
         logger.warning(f"{folder / RECORD_NAME} does not count: it is of a model with {difference(noted, parts)}")
         training = None
     of_report = {} if report is None else report.pictures
-    adapter = TrainedFor.of(model.config).adapter
+    trained_for = TrainedFor.of(model.config)
+    adapter = trained_for.adapter
     return CheckpointFacts(
         architecture=getattr(model.config, "architecture", None) if model.config.model_type == "timm_wrapper" else None,
         model_class=type(model).__name__,
@@ -114,6 +118,7 @@ def read_facts(folder: str | Path) -> CheckpointFacts:
         ],
         exports=exports_of(folder, identity),
         adapted=None if adapter is None else Adapted.from_dict(adapter),
+        origin=trained_for.origin,
     )
 
 
@@ -160,19 +165,25 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
     Args:
         facts: from `read_facts`.
         repo_id: where the model is to be published.
-        license: of the weights, as a Hub identifier such as ``apache-2.0``.
+        license: of the weights, as a Hub identifier such as ``apache-2.0``; by default that of the robust source that they
+            come from.
+
+    Raises:
+        UsageError: the licence of that source forbids this one.
 
     Example:
         >>> model_card(read_facts("outputs/mine"), "you/mine").save("README.md")  # doctest: +SKIP
     """
     name = checked_repo_id(repo_id).split("/")[-1]
-    training, report = facts.training or {}, facts.report
+    training, report, origin = facts.training or {}, facts.report, facts.origin
     base_model = training.get("base_model") or (None if facts.adapted is None else facts.adapted.base_model)
     dataset = training.get("data", {}).get("dataset_name")
+    license = license_of(license, origin)
+    source = None if origin is None else origin.model_id
     data = ModelCardData(
         model_name=None if report is None else name,
         eval_results=None if report is None else evaluation_results(report),
-        base_model=_hub_id(training.get("base_model_id"), known=True) or _hub_id(base_model),
+        base_model=_hub_id(training.get("base_model_id"), known=True) or _hub_id(base_model) or _hub_id(source, known=True),
         datasets=_hub_id(training.get("dataset_id"), known=True) or _hub_id(dataset),
         license=None if license is None else one_line(license),
         library_name="timm" if facts.architecture is not None and not facts.needs_package else "transformers",
@@ -197,6 +208,7 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
         summary=_summary(facts),
         how=_between(training.get("interpolated")) or _how(options, training.get("base_model"), dataset),
         adapted=None if facts.adapted is None else _adapted(facts.adapted),
+        origin=None if origin is None else describe_origin(origin),
         resolution="×".join(map(str, facts.input_shape)),
         evaluation_command=None if report is None else Markup(code_block(evaluation_command(report, repo_id), "bash")),
         training_command=None if command is None else Markup(code_block(command, "bash")),

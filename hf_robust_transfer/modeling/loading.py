@@ -10,9 +10,11 @@ from transformers import AutoConfig, AutoModelForImageClassification, BaseImageP
 from ..errors import UsageError
 from ..run_folder import ADAPTER_CONFIG_NAME
 from .creating import as_trained, create_model, made_ready
+from .fetching import fetch_source
 from .heads import head, replace_head
 from .input_size import check_input_size, check_side, processor_for
 from .resizing import at_size
+from .sources import ADVISED, Source, find_source, near
 from .weights import building_at_most, check_config, check_weights, size_limit
 
 
@@ -29,8 +31,9 @@ def load_model(
     """Load an image classifier and its image processor, with a new head where the labels are new.
 
     Args:
-        name_or_path: a local checkpoint folder; a timm architecture's name, which gives untrained weights; or else a Hub
-            id. timm's trained weights are Hub ids too (``timm/resnet50.a1_in1k``).
+        name_or_path: a local checkpoint folder; a timm architecture's name, which gives untrained weights; the name of one
+            of the robust sources that `hf-robust-transfer sources` lists, which is fetched and imported the first time; or
+            else a Hub id. Where names are the same, the first of these.
         id2label: the target's labels. The head is kept where they are the checkpoint's own, and replaced otherwise, or
             where the checkpoint has none.
         head_args: for a new head of several layers, as for `replace_head`.
@@ -38,7 +41,7 @@ def load_model(
         image_size: the side of the images that it takes, in pixels, by default its own. A trained model's learned positions
             are interpolated.
         processor: for a checkpoint, the image processor, or the folder or Hub id to take it from; by default its own.
-        from_pretrained: passed on to `from_pretrained` (``revision``, ``token``, ``cache_dir``, …).
+        from_pretrained: passed on to `from_pretrained` (``revision``, ``token``, ``cache_dir``, ``local_files_only``, …).
 
     Returns:
         The model in float32, in eval mode and in the channels-last memory format, with which convolutions are fastest, and
@@ -48,14 +51,14 @@ def load_model(
         UsageError: the name is nothing of these; the folder holds no readable image classifier, or one whose weights are
             not all there (but for its head, where ``id2label`` is given), of other shapes, more than its architecture
             has, or not finite; or ``model_args`` with a checkpoint, whose architecture is settled; or images of this
-            size or channels are not for it; or whatever `replace_head` raises.
+            size or channels are not for it; or whatever `fetch_source` and `replace_head` raise.
 
     Example:
         >>> model, processor = load_model("cifar_resnet18", id2label={0: "cat", 1: "dog"})
         >>> model.config.id2label
         {0: 'cat', 1: 'dog'}
     """
-    if not Path(name_or_path).is_dir() and timm.is_model(name_or_path):
+    if is_untrained(name_or_path):
         if id2label is None:
             raise UsageError(f"model {name_or_path!r} is untrained and has no labels of its own: give it id2label")
         if processor is not None:
@@ -68,6 +71,14 @@ def load_model(
             f"model_args build an untrained timm architecture, but {name_or_path!r} is none: leave them out to load it as a"
             " checkpoint folder or a Hub id"
         )
+    source = None if Path(name_or_path).is_dir() else find_source(name_or_path)
+    if source is not None and (processor is None or source.name == name_or_path):
+        if processor is not None:
+            raise UsageError(f"source {source.name} comes with its image processor: leave out the other one")
+        fetched, from_pretrained = _fetched(source, **from_pretrained)
+        loaded = load_model(fetched, id2label=id2label, head_args=head_args, image_size=image_size, **from_pretrained)
+        loaded[0].name_or_path = loaded[0].config.name_or_path = name_or_path
+        return loaded
     if Path(name_or_path, ADAPTER_CONFIG_NAME).is_file():
         raise UsageError(
             f"model {name_or_path!r} is an adapter of peft and no whole model: load it onto its base, with"
@@ -102,6 +113,25 @@ def load_model(
     return made_ready(model), own
 
 
+def is_untrained(name_or_path: str) -> bool:
+    """Whether a name is that of a timm architecture, whose weights are untrained then; a folder of the name goes before."""
+    return not Path(name_or_path).is_dir() and timm.is_model(name_or_path)
+
+
+def _fetched(
+    source: Source,
+    *,
+    revision: str = "main",
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    **others: Any,
+) -> tuple[str, dict[str, Any]]:
+    """The folder of a source, and what of the arguments of `from_pretrained` is for loading it."""
+    options: dict[str, Any] = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    return str(fetch_source(source, revision=revision, **options)), others
+
+
 def _config(name_or_path: str, id2label: dict[int, str] | None, **from_pretrained: Any) -> Any:
     """The configuration of a checkpoint, such that `transformers` builds its model from it."""
     config = AutoConfig.from_pretrained(name_or_path, **from_pretrained)
@@ -121,7 +151,10 @@ def _why_not(name: str, error: Exception) -> str:
         reason = f"{type(error).__name__}: {reason}"
     if Path(name).is_dir():
         return reason
-    return f"it is neither a folder with an image classifier, nor a timm architecture, nor a reachable Hub id ({reason})"
+    return (
+        "it is neither a folder with an image classifier, nor a timm architecture, nor one of `hf-robust-transfer sources`"
+        f" like {ADVISED}, nor a reachable Hub id ({reason}){near(name)}"
+    )
 
 
 def _check_labels(model: PreTrainedModel) -> None:

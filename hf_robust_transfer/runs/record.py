@@ -15,6 +15,7 @@ from ..data import DataArguments, ImageSplits
 from ..evaluation.robustness import hardware
 from ..modeling import load_model
 from ..modeling.fingerprint import fingerprint, fingerprint_parts
+from ..modeling.sources import find_source
 from ..provenance import Provenance, options_that_affect
 from ..run_folder import CONFIG_NAME, RECORD_NAME, read_json
 from ..sharing import shareable, shown
@@ -76,16 +77,20 @@ def hub_id_of(model: str) -> str | None:
     """The Hub id of a model or, where it was trained here, of the nearest one before it that has one.
 
     Args:
-        model: a Hub id, or a folder: of the Hub's cache, downloaded after `hf_robust_transfer.hub.publish`, or of a run.
+        model: a Hub id, a source's name, or a folder: of the Hub's cache, downloaded after
+            `hf_robust_transfer.hub.publish`, of a run, or imported.
     """
     folder = Path(model)
+    if not folder.is_dir() and (source := find_source(model)) is not None:
+        return source.repo_id
     if not folder.exists():
         return model if "/" in model else None
     cached = re.search(r"models--(.+?)--(.+?)/snapshots/[0-9a-f]+$", folder.absolute().as_posix())
     if cached is not None:
         return f"{cached[1]}/{cached[2]}"
     training = (read_json(folder / CONFIG_NAME) or {}).get("robust_training") or {}
-    return training.get("hub_id") or (read_json(folder / RECORD_NAME) or {}).get("base_model_id")
+    record = read_json(folder / RECORD_NAME) or {}
+    return training.get("hub_id") or record.get("base_model_id") or (training.get("source") or {}).get("model_id")
 
 
 def identity(args: RobustTrainingArguments, data: DataArguments | None, more: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
@@ -176,10 +176,19 @@ class LoadingTrainer(Trainer):
 
     def few_images(self, number: int) -> Tensor:
         """The first training images, at most so many, in [0, 1] and on the device of training."""
+        return self._images(range(min(number, len(cast(Any, self.train_dataset)))))[0]
+
+    def spread_images(self, number: int) -> tuple[Tensor, Tensor]:
+        """At most so many training images from all over the data set, as `few_images` gives them, and their labels."""
+        there = len(cast(Any, self.train_dataset))
+        number = min(number, there)
+        return self._images([row * there // number for row in range(number)])
+
+    def _images(self, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
         items = self.with_indices(self.train_dataset, "train")
         with random_state_kept(self.args.device):
-            batch = self.data_collator([items[row] for row in range(min(number, len(items)))])
-        return as_pixels(batch["pixel_values"]).to(self.args.device)
+            batch = self.data_collator([items[row] for row in rows])
+        return as_pixels(batch["pixel_values"]).to(self.args.device), batch["labels"].to(self.args.device)
 
     def batches_in_order(self, size: int) -> DataLoader[Any]:
         """The training images in the order of their data set, in batches of a size."""

@@ -22,6 +22,7 @@ from ..provenance import Adapted, TrainedFor
 from ..run_folder import remove_if_empty
 from ..sharing import shown
 from ..transfer import freeze
+from ..transfer.source import check_source
 from .arguments import RobustTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -52,14 +53,18 @@ def prepare(model: Any, args: RobustTrainingArguments) -> None:
         args: the training's options.
 
     Raises:
-        UsageError: the model has adapters of peft that cannot be trained or saved here, or ``args`` do not go with what
-            trains of it.
+        UsageError: the model has adapters of peft that cannot be trained or saved here, ``args`` do not go with what
+            trains of it, or it is known to be no robust source for what is to be carried over from it.
     """
+    config: Any = plain(model).config
+    check_source(config.name_or_path or "this model", args.transfer, config.to_dict())
     _check_adapters(model, args)
     freeze(model, args.freeze)
     _check_head(model, args)
     accept_features(model)
-    record = TrainedFor(args.norm, str(args.eps), args.seed)
+    known = getattr(model.config, "robust_training", None)
+    source = known.get("source") if isinstance(known, dict) else None
+    record = TrainedFor(args.norm, str(args.eps), args.seed, source=source)
     if is_adapted(model):
         record = replace(record, adapter=_adapted(model).to_dict())
     model.config.robust_training = record.to_dict()

@@ -14,11 +14,13 @@ from transformers.utils import logging
 from ..errors import UsageError
 from ..modeling.adapters import is_adapted
 from ..modeling.classifier import undo_mixed_precision
+from ..modeling.sources import ADVISED
 from ..run_folder import is_complete
+from ..transfer.source import IMAGES, STEPS, accuracy_kept
 from .arguments import RobustTrainingArguments
 from .gate import check_that_it_will_load
 from .loading import LoadingTrainer
-from .reporting import random_state
+from .reporting import random_state, random_state_kept
 from .saving import SavingTrainer
 from .scheduling import SchedulingTrainer
 
@@ -118,6 +120,22 @@ class RunningTrainer(LoadingTrainer, SchedulingTrainer, SavingTrainer):
             folder, processes = Path(str(self.args.output_dir)), self.args.world_size
             classifier = self.classifier.merged(needed=True)
             check_that_it_will_load(classifier, self.few_images(2), folder, processes=processes)
+
+    def look_at_source(self) -> None:
+        """Warn where an attack on some training images shows that the source is not robust, before it is built upon."""
+        threat_model, data = self.args.threat_model, self.train_dataset
+        if self.args.transfer is None or not threat_model.eps or data is None:
+            return
+        images, labels = self.spread_images(IMAGES)
+        with random_state_kept(self.args.device):
+            clean, robust = accuracy_kept(self.classifier, images, labels, threat_model)
+        if robust < clean / 3 and self.is_world_process_zero():
+            logger.warning(
+                f"The source does not look robust: with the head trained on it, it classifies {clean:.0%} of"
+                f" {len(images)} training images correctly, and {robust:.0%} under PGD-{STEPS} at {threat_model.norm}, ε ="
+                f" {self.args.eps}. What is not there is not carried over: use a robust source, such as {ADVISED}"
+                " (`hf-robust-transfer sources` lists them), a smaller --eps, or --objective pgd."
+            )
 
     def hyperparameter_search(
         self,

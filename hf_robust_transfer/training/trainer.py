@@ -21,6 +21,7 @@ from ..randomness import fold_in
 from ..threat_model import ThreatModel
 from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, make_teacher
 from ..transfer.phases import steps_of
+from ..transfer.source import SourceCheck
 from .arguments import RobustTrainingArguments
 from .evaluating import EvaluatingTrainer
 from .hooks import Hooks
@@ -115,6 +116,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         self.try_to_merge()
         self.choose_head_learning_rate()
         self.add_callback(self.warm_start)
+        self.add_callback(SourceCheck(self.warm_start, self.look_at_source))
         self.add_callback(Hooks(begin=self._begin, step=self.update_average, end=self.keep_average))
         self.label_names = ["labels"]
         # Have the base class count a step's samples over accumulation and processes, and leave the scaling to us.
