@@ -43,8 +43,9 @@ coverage: $(INSTALLED_DEV)  ## run the tests, and say which lines they miss
 	$(OFFLINE) $(BIN)/python -m pytest $(PARALLEL) \
 		--cov hf_robust_transfer --cov-report term-missing $(ARGS)
 
-reference: $(INSTALLED_DEV)  ## write docs/reference.md from the code
+reference: $(INSTALLED_DEV)  ## write docs/reference.md and the table of sources from the code
 	$(BIN)/python docs/make_reference.py > docs/reference.md
+	$(BIN)/python docs/make_sources.py
 
 lint: $(INSTALLED_DEV)  ## check style and types
 	$(BIN)/ruff check

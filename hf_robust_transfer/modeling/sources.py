@@ -91,6 +91,11 @@ _SALMAN_ACCURACIES = {
     ("wide_resnet50_2", "l2"): (76.97, 77.25, 77.26, 77.17, 76.74, 76.21, 75.11, 73.41, 66.90, 60.94),
 }
 _SALMAN_AUTOATTACK = {"resnet18": (52.92, 25.32), "resnet50": (64.02, 34.96), "wide_resnet50_2": (68.46, 38.14)}
+_SALMAN_OTHERS = {
+    ("densenet161", 28.7, "densenet"): (77.37, 66.98),
+    ("mobilenetv2_100", 3.5, "mobilenet"): (65.26, 50.40),
+    ("resnext50_32x4d", 25.0, "resnext50_32x4d"): (77.38, 66.25),
+}
 _PARAMETERS = {"resnet18": 11.7, "resnet50": 25.6, "wide_resnet50_2": 68.9}
 
 
@@ -117,21 +122,22 @@ def _salman() -> Iterator[Source]:
                 files=(f"{architecture}_{norm}_eps{radius}.ckpt",),
                 interpolation="bilinear",
             )
-    for radius, accuracy in (("0", 77.38), ("3", 66.25)):
-        yield Source(
-            name=f"salman2020-resnext50-32x4d-l2-eps{radius}",
-            architecture="resnext50_32x4d",
-            norm="l2",
-            eps=radius,
-            clean=accuracy,
-            figures=_README,
-            parameters=25.0,
-            reference=_SALMAN,
-            license="mit",
-            repo_id="madrylab/robust-imagenet-models",
-            files=(f"resnext50_32x4d_l2_eps{radius}.ckpt",),
-            interpolation="bilinear",
-        )
+    for (architecture, parameters, file), accuracies in _SALMAN_OTHERS.items():
+        for radius, accuracy in zip(("0", "3"), accuracies, strict=True):
+            yield Source(
+                name=f"salman2020-{architecture.replace('_', '-')}-l2-eps{radius}",
+                architecture=architecture,
+                norm="l2",
+                eps=radius,
+                clean=accuracy,
+                figures=_README,
+                parameters=parameters,
+                reference=_SALMAN,
+                license="mit",
+                repo_id="madrylab/robust-imagenet-models",
+                files=(f"{file}_l2_eps{radius}.ckpt",),
+                interpolation="bilinear",
+            )
 
 
 _ZERO_SHOT = "zero-shot means over data sets, robust at {}/255: RobustVLM README"
