@@ -69,7 +69,7 @@ class Origin(_Record):
         file: its name there.
         sha256: of that file.
         license: a Hub identifier, None where it is not known.
-        norm, eps: the threat model that it was trained for.
+        norm, eps: the threat model that it was trained for; ε is None where it is not known.
         reference: where it is described.
     """
 
@@ -81,7 +81,7 @@ class Origin(_Record):
     sha256: str | None = None
     license: str | None = None
     norm: str = "linf"
-    eps: str = "0"
+    eps: str | None = None
     reference: str = ""
 
 

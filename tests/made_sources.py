@@ -32,7 +32,7 @@ LEAF = Source(
     architecture="vit_large_patch14_clip_quickgelu_224",
     license="mit",
     repo_id="LEAF-CLIP/small",
-    files=("model*.safetensors",),
+    files=("model*.safetensors", "pytorch_model*.bin"),
     layout="transformers",
     model_args=SMALL_CLIP,
     **_CLIP,

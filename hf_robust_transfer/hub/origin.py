@@ -50,8 +50,8 @@ def describe_origin(origin: Origin) -> str:
     file = f", file {origin.file}" if origin.file else ""
     revision = f", at commit {origin.revision[:12]}" if origin.revision else ""
     reference = f" ({origin.reference})" if origin.reference else ""
-    trained = f"trained for {origin.norm}, ε = {origin.eps}" if origin.eps != "0" else "trained naturally"
-    first = f"Its weights come from {origin.name}{reference}, {trained}: {place}{file}{revision}."
+    trained = {None: "", "0": ", trained naturally"}.get(origin.eps, f", trained for {origin.norm}, ε = {origin.eps}")
+    first = f"Its weights come from {origin.name}{reference}{trained}: {place}{file}{revision}."
     if origin.license is None:
         return f"{first} The licence of that source is not known: ask its authors before you pass this model on."
     asked = _asked(origin.license)

@@ -14,19 +14,18 @@ import torch
 from filelock import FileLock
 from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
 from huggingface_hub.constants import HF_HOME
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import load_file
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from transformers import BaseImageProcessor, PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils import logging
 
 from ..errors import UsageError
 from ..provenance import Origin, TrainedFor
-from ..run_folder import CARD_NAME, CONFIG_NAME
+from ..run_folder import CARD_NAME, CONFIG_NAME, read_json
 from ..sharing import without_tokens
 from .classifier import PixelClassifier, full_precision
 from .creating import create_model
-from .importing import ExternalCheckpoint, import_checkpoint, read_checkpoint
+from .importing import import_checkpoint, read_checkpoint
 from .input_size import input_shape
 from .sources import Source
 from .towers import of_open_clip, of_transformers
@@ -94,6 +93,11 @@ def fetch_source(
         if file is not None:
             raise UsageError(f"source {source.name} is imported already: to import it anew, delete {folder}")
         return folder
+    if source.repo_id is None and file is None:
+        raise UsageError(
+            f"source {source.name} is on no Hub: download its file from {source.url}, and import it once with"
+            f" `hf-robust-transfer sources {source.name} --file FILE`; then this name works"
+        )
     with _refused_in_one_line(source, folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f"{folder.name}.lock"))
@@ -109,25 +113,16 @@ def fetch_source(
 
 
 def _given(file: Path) -> _Downloaded:
-    config = file.with_name(CONFIG_NAME)
-    return _Downloaded([file], json.loads(config.read_text()) if config.is_file() else {}, None, None)
+    return _Downloaded([file], read_json(file.with_name(CONFIG_NAME)) or {}, None, None)
 
 
 def _download(source: Source, revision: str, options: dict[str, Any]) -> _Downloaded:
-    if source.repo_id is None:
-        raise UsageError(
-            f"source {source.name} is on no Hub: download its file from {source.url}, and import it once with"
-            f" `hf-robust-transfer sources {source.name} --file FILE`; then this name works"
-        )
     options = {"repo_id": source.repo_id, "revision": revision, **options}
     try:
         config: dict[str, Any] = {}
         if source.layout == "transformers":
-            snapshot = Path(snapshot_download(allow_patterns=[CONFIG_NAME, *source.files], **options))
-            files = sorted(each for pattern in source.files for each in snapshot.glob(pattern))
-            if not files or not (snapshot / CONFIG_NAME).is_file():
-                raise LocalEntryNotFoundError(f"{CONFIG_NAME} or {source.files[0]} is not there")
-            config = json.loads((snapshot / CONFIG_NAME).read_text())
+            files = _all(source.files, options)
+            config = read_json(files[0].with_name(CONFIG_NAME)) or {}
         else:
             files = [_first(source.files, options)]
     except HFValidationError as error:
@@ -146,6 +141,16 @@ def _first(names: tuple[str, ...], options: dict[str, Any]) -> Path:
         except EntryNotFoundError:  # also where it is not known without a network whether it is there
             continue
     return Path(hf_hub_download(filename=names[-1], **options))
+
+
+def _all(patterns: tuple[str, ...], options: dict[str, Any]) -> list[Path]:
+    """Download a configuration and all files of the first of these patterns that a repository has any of."""
+    for pattern in patterns:
+        snapshot = Path(snapshot_download(allow_patterns=[CONFIG_NAME, pattern], **options))
+        files = sorted(snapshot.glob(pattern))
+        if files and (snapshot / CONFIG_NAME).is_file():
+            return files
+    raise FileNotFoundError(f"it has no {CONFIG_NAME} or no {patterns[0]}")
 
 
 def _unreachable(source: Source, error: Exception) -> str:
@@ -205,8 +210,8 @@ def _import(source: Source, found: _Downloaded, folder: Path) -> None:
 
 def _imported(source: Source, found: _Downloaded) -> tuple[PreTrainedModel, BaseImageProcessor]:
     if source.layout == "transformers":
-        weights = {name: tensor for file in found.files for name, tensor in load_file(file).items()}
-        checkpoint = ExternalCheckpoint(found.files[0], weights, None, None)
+        read = [read_checkpoint(file) for file in found.files]
+        checkpoint = read[0]._replace(weights={name: tensor for each in read for name, tensor in each.weights.items()})
     else:
         checkpoint = read_checkpoint(found.files[0])
     if source.layout != "checkpoint":
@@ -246,8 +251,11 @@ def _prove(source: Source, model: PreTrainedModel, processor: BaseImageProcessor
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Source:
         reference: where it is described.
         license: its weights', a Hub identifier; None where it is not stated. Its repository's own statement goes before.
         repo_id: the Hub repository; None for a file that is to be had from ``url`` only.
-        files: the file, or names that it may have; for the layout ``"transformers"``, a pattern.
+        files: the names that its file may have, the first that is there counts; for ``"transformers"``, patterns.
         url: a page or file for a browser, where there is no repository.
         layout: ``"checkpoint"``, a PyTorch file of an ImageNet classifier; ``"open_clip"`` or ``"transformers"``, a CLIP in
             the format of that library, of which the image tower is taken.
@@ -210,7 +210,7 @@ def _robust_clip() -> Iterator[Source]:
             parameters=parameters,
             reference="FARE, as of Abad Rocamora et al. (LEAF), NeurIPS 2025, arXiv 2506.03355",
             repo_id=f"LEAF-CLIP/{hub}",
-            files=("model*.safetensors",),
+            files=("model*.safetensors", "pytorch_model*.bin"),
             layout="transformers",
             mean=CLIP_NORMALISATION[0],
             std=CLIP_NORMALISATION[1],

@@ -15,6 +15,7 @@ import torch
 from data_folders import write_splits
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load, save
 from transformers import AutoModelForImageClassification
 
 from hf_robust_transfer.cli.main import run_command
@@ -81,10 +82,24 @@ def test_a_source_is_loaded_by_its_name_and_gives_what_the_original_gives(hub, c
     assert not hub.requests and again.config.id2label == LABELS and again.name_or_path == source.name
 
 
-def test_the_only_source_of_a_repository_has_its_id_for_a_name_too(hub, cache):
-    fill(hub, made.LEAF)
-    model, _ = load_model(made.LEAF.repo_id, id2label=LABELS, cache_dir=cache)
-    assert model.config.architecture == made.LEAF.architecture
+@pytest.mark.parametrize("kind", ["in parts", "pickled"])
+def test_a_clip_of_transformers_may_be_in_several_files_or_pickled(hub, cache, kind):
+    clip = made.clip_model()
+    files = made.of_transformers(clip)
+    weights = load(files.pop("model.safetensors"))
+    if kind == "pickled":
+        files["pytorch_model.bin"] = made.saved(weights)
+    else:
+        names = sorted(weights)
+        for part in (0, 1):
+            files[f"model-0000{part + 1}-of-00002.safetensors"] = save({name: weights[name] for name in names[part::2]})
+        files["model.safetensors.index.json"] = b"{}"
+    made.repository(hub, made.LEAF.repo_id, files)
+    model, _ = load_model(made.LEAF.name, cache_dir=cache)
+    images = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = clip.visual_projection(clip.vision_model(images).pooler_output)
+        torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_local_folder_goes_before_a_source_of_its_name(hub, cache, tiny, tmp_path, monkeypatch):
@@ -231,6 +246,7 @@ def finetune(source, images, output, cache, *options):
             *("--model_name_or_path", source, "--dataset_name", str(images), "--output_dir", str(output)),
             *("--max_steps", "2", "--per_device_train_batch_size", "8", "--eval_attack_steps", "1", "--use_cpu"),
             *("--disable_tqdm", "true", "--report_to", "none", "--cache_dir", cache, "--cache_features", "false"),
+            *("--max_eval_samples", "4", "--max_test_samples", "4"),
             *options,
         ],
     )
@@ -245,25 +261,32 @@ def images(tmp_path, digits):
 
 def test_a_transfer_from_a_named_source_is_published_with_its_base_and_licence(hub, cache, tmp_path, images):
     fill(hub, made.LEAF, license="cc-by-nc-4.0")
-    first, second = tmp_path / "first", tmp_path / "second"
-    finetune("small-leaf", images, first, cache)
-    publish(first, "user/first", token=hub.write_token)
+    folder = tmp_path / "run"
+    finetune(made.LEAF.repo_id, images, folder, cache)  # the only source of its repository
+    publish(folder, "user/first", token=hub.write_token)
     card = ModelCard(hub.files("user/first")["README.md"].decode())
     assert card.data.base_model == "LEAF-CLIP/small" and card.data.license == "cc-by-nc-4.0"
     assert "no commercial use" in card.text and "small-leaf" in card.text and "linf, ε = 2/255" in card.text
     with pytest.raises(UsageError, match=r"--license apache-2\.0 is not open to this model"):
-        publish(first, "user/first", token=hub.write_token, license="apache-2.0")
+        publish(folder, "user/first", token=hub.write_token, license="apache-2.0")
+    # Stock libraries load it.
+    AutoModelForImageClassification.from_pretrained(folder)
+    timm.create_model(f"local-dir:{folder}", pretrained=True)
 
-    # What is made of that is bound as well, and started from it.
-    finetune(str(first), images, second, cache, "--transfer", "frozen")
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", [False, True])
+def test_what_is_made_of_what_was_made_of_a_source_is_bound_as_well(hub, cache, tmp_path, images, published):
+    fill(hub, made.LEAF, license="cc-by-nc-4.0")
+    first, second = tmp_path / "first", tmp_path / "second"
+    finetune("small-leaf", images, first, cache)
+    if published:
+        publish(first, "user/first", token=hub.write_token)
+    finetune("user/first" if published else str(first), images, second, cache, "--transfer", "frozen")
     publish(second, "user/second", token=hub.write_token)
     card = ModelCard(hub.files("user/second")["README.md"].decode())
     assert card.data.license == "cc-by-nc-4.0" and "small-leaf" in card.text
-    assert card.data.base_model == "LEAF-CLIP/small"
-
-    # Stock libraries load it.
-    AutoModelForImageClassification.from_pretrained(first)
-    timm.create_model(f"local-dir:{first}", pretrained=True)
+    assert card.data.base_model == ("user/first" if published else "LEAF-CLIP/small")
 
 
 @pytest.mark.slow

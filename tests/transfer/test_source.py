@@ -53,10 +53,7 @@ def warnings(caplog):
     return [each.getMessage() for each in caplog.records if "does not look robust" in each.getMessage()]
 
 
-@pytest.mark.parametrize("transfer", ["fine_tuned", "lwf", "frozen"])
-def test_a_source_that_withstands_nothing_at_this_eps_is_told_of_once_with_the_figures(train, caplog, transfer):
-    train(transfer=transfer, eps="200/255")
-    (told,) = warnings(caplog)
+def check_told(told):
     clean, images, robust = re.search(
         r"classifies (\d+)% of (\d+) training images.* and (\d+)% under PGD-10", told
     ).groups()
@@ -64,17 +61,27 @@ def test_a_source_that_withstands_nothing_at_this_eps_is_told_of_once_with_the_f
     assert "ε = 200/255" in told and "salman2020-resnet50-linf-eps4" in told
 
 
-def test_a_source_that_withstands_is_not_told_of_and_without_eps_none_is_looked_at(train, caplog):
-    train(eps="2/255")
-    train(eps="0")
+def test_a_source_that_withstands_nothing_at_this_eps_is_told_of_once_and_training_learns_the_same(train, caplog):
+    not_looked = train(eps="0")
     assert not warnings(caplog)
-
-
-def test_training_learns_the_same_with_and_without_the_look(train, caplog):
-    looked, not_looked = train(eps="200/255"), train(eps="0")
-    assert warnings(caplog)
+    looked = train(eps="200/255")
+    (told,) = warnings(caplog)
+    check_told(told)
     for name, tensor in looked.state_dict().items():
         assert torch.equal(tensor, not_looked.state_dict()[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transfer", ["lwf", "frozen"])
+def test_so_it_is_with_each_preset(train, caplog, transfer):
+    train(transfer=transfer, eps="200/255")
+    check_told(*warnings(caplog))
+
+
+@pytest.mark.slow
+def test_a_source_that_withstands_is_not_told_of(train, caplog):
+    train(eps="2/255")
+    assert not warnings(caplog)
 
 
 def test_the_accuracy_kept_is_that_of_pgd(classifier, data):
