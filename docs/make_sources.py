@@ -1,10 +1,10 @@
-"""Print the table of `docs/how-to/sources.md`, made from `hf_robust_transfer.modeling.sources`."""
+"""Print the table of `docs/how-to/sources.md`, made from `hf_robust_transfer.modeling.source_list`."""
 
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from hf_robust_transfer.modeling.sources import SOURCES, Source
+from hf_robust_transfer.modeling.source_list import SOURCES, Source
 
 PAGE = Path(__file__).parent / "how-to" / "sources.md"
 FIRST, LAST = "<!-- the table is made by docs/make_sources.py -->\n", "<!-- end of the table -->"

@@ -62,7 +62,7 @@ class Origin(_Record):
     """The robust source that a model comes from, however many trainings ago.
 
     Args:
-        name: among `hf_robust_transfer.modeling.sources.SOURCES`.
+        name: among `hf_robust_transfer.modeling.source_list.SOURCES`.
         model_id: its Hub id, None for one that is on no Hub.
         url: where its file is to be had otherwise.
         revision: the commit on the Hub that it was downloaded at.

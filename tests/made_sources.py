@@ -5,11 +5,12 @@ import json
 
 import timm
 import torch
+from external_networks import CIFAR10_OF_DEEPMIND, DeepMindWideResNet, lively
 from hub_repository import Repository
 from safetensors.torch import save
 from transformers import CLIPConfig, CLIPModel
 
-from hf_robust_transfer.modeling.sources import CLIP_NORMALISATION, IMAGENET_NORMALISATION, Source
+from hf_robust_transfer.modeling.source_list import CLIP_NORMALISATION, IMAGENET_NORMALISATION, SOURCES, Source
 
 SMALL_CLIP = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 _CLIP = {"norm": "linf", "eps": "2/255", "input_size": 8, "mean": CLIP_NORMALISATION[0], "std": CLIP_NORMALISATION[1]}
@@ -66,7 +67,22 @@ BY_FILE = Source(
     input_size=8,
     model_args=_CONVNEXT,
 )
-ALL = (MADRY, LEAF, OPEN_CLIP, CONVNEXT, BY_FILE)
+CIFAR = Source(
+    name="small-wang",
+    architecture="cifar_wrn_silu",
+    norm="linf",
+    eps="8/255",
+    repo_id="wzekai99/small",
+    files=("checkpoint/cifar10_linf_wrn.pt",),
+    license="mit",
+    classes=SOURCES["wang2023-cifar10-wrn-28-10-linf-eps8"].classes,
+    input_size=32,
+    mean=CIFAR10_OF_DEEPMIND[0],
+    std=CIFAR10_OF_DEEPMIND[1],
+    crop_pct=1.0,
+    model_args={"depth": 10, "width": 1},
+)
+ALL = (MADRY, LEAF, OPEN_CLIP, CONVNEXT, CIFAR, BY_FILE)
 
 
 def saved(content):
@@ -79,6 +95,11 @@ def saved(content):
 def classifier(source):
     """The network of a source of an ImageNet classifier, drawn at random."""
     return timm.create_model(source.architecture, num_classes=1000, **source.model_args).eval()
+
+
+def cifar_network():
+    """A WideResNet of Wang et al., which normalises by itself."""
+    return lively(DeepMindWideResNet(depth=10, width=1))
 
 
 def madry_file(network, **more):

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from ..errors import UsageError
 from ..modeling.fetching import fetch_source, source_folder
-from ..modeling.sources import SOURCES, Source, matching
+from ..modeling.source_list import SOURCES, Source
+from ..modeling.sources import matching
 from ..run_folder import CONFIG_NAME
 from .main import run_command
 from .parsing import names_a_file, parse_arguments

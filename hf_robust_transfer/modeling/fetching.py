@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from .classifier import PixelClassifier, full_precision
 from .creating import create_model
 from .importing import import_checkpoint, read_checkpoint
 from .input_size import input_shape
-from .sources import Source
+from .source_list import Source
 from .towers import of_open_clip, of_transformers
 
 logger = logging.get_logger(__name__)
@@ -129,8 +130,8 @@ def _download(source: Source, revision: str, options: dict[str, Any]) -> _Downlo
         raise UsageError(f"source {source.name}: {error}") from None
     except Exception as error:  # the Hub client raises its HTTP library's errors, too
         raise UsageError(_unreachable(source, error)) from error
-    commit = files[0].parent.name  # snapshots/<commit>/file
-    return _Downloaded(files, config, _license(options), commit)
+    commit = re.search(r"/snapshots/([0-9a-f]+)/", files[0].absolute().as_posix())
+    return _Downloaded(files, config, _license(options), None if commit is None else commit[1])
 
 
 def _first(names: tuple[str, ...], options: dict[str, Any]) -> Path:
@@ -227,6 +228,7 @@ def _imported(source: Source, found: _Downloaded) -> tuple[PreTrainedModel, Base
     model, _ = import_checkpoint(
         checkpoint,
         architecture=source.architecture,
+        id2label=None if source.classes is None else dict(enumerate(source.classes)),
         model_args=dict(source.model_args),
         mean=checkpoint.mean or source.mean,
         std=checkpoint.std or source.std,
@@ -239,7 +241,7 @@ def _imported(source: Source, found: _Downloaded) -> tuple[PreTrainedModel, Base
 
 def _prove(source: Source, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
     """Make sure of the labels, and that logits come out and are finite."""
-    if source.layout == "checkpoint" and model.num_labels != 1000:
+    if source.layout == "checkpoint" and source.classes is None and model.num_labels != 1000:
         raise UsageError(f"its weights are of {model.num_labels} classes, not of ImageNet's 1000")
     classifier = PixelClassifier(model, processor)
     shape = input_shape(model)

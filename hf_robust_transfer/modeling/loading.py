@@ -14,7 +14,8 @@ from .fetching import fetch_source
 from .heads import head, replace_head
 from .input_size import check_input_size, check_side, processor_for
 from .resizing import at_size
-from .sources import ADVISED, Source, find_source, near
+from .source_list import Source
+from .sources import ADVISED, find_source, near
 from .weights import building_at_most, check_config, check_weights, size_limit
 
 

@@ -23,7 +23,7 @@ from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.hub import publish
 from hf_robust_transfer.modeling import PixelClassifier, load_model
 from hf_robust_transfer.modeling.fetching import fetch_source, source_folder
-from hf_robust_transfer.modeling.sources import SOURCES
+from hf_robust_transfer.modeling.source_list import SOURCES
 from hf_robust_transfer.provenance import TrainedFor
 
 LABELS = {0: "cat", 1: "dog"}
@@ -48,6 +48,12 @@ def fill(hub, source, license="mit"):
     if source is made.MADRY:
         network = made.classifier(source)
         return made.repository(hub, source.repo_id, {source.files[0]: made.madry_file(network)}, license), network
+    if source is made.CIFAR:  # saved by `DataParallel`, beside what training needed
+        network = made.cifar_network()
+        weights = {f"module.0.{name}": tensor for name, tensor in network.state_dict().items()}
+        commit = made.repository(hub, source.repo_id, {source.files[0]: made.saved({"model_state_dict": weights})}, license)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (source.mean, source.std))
+        return commit, lambda images: network(images * std + mean)
     if source is made.CONVNEXT:
         trunk, weights = made.convnext_in_open_clip()
         projection = weights["visual.head.proj.weight"]
@@ -59,7 +65,7 @@ def fill(hub, source, license="mit"):
     return commit, lambda images: clip.visual_projection(clip.vision_model(images).pooler_output)
 
 
-@pytest.mark.parametrize("source", made.ALL[:4], ids=lambda source: source.name)
+@pytest.mark.parametrize("source", made.ALL[:5], ids=lambda source: source.name)
 def test_a_source_is_loaded_by_its_name_and_gives_what_the_original_gives(hub, cache, source):
     commit, original = fill(hub, source)
     model, processor = load_model(source.name, cache_dir=cache)
@@ -73,8 +79,10 @@ def test_a_source_is_loaded_by_its_name_and_gives_what_the_original_gives(hub, c
     assert (record.norm, record.eps) == (source.norm, source.eps) == (origin.norm, origin.eps)
     assert (origin.name, origin.model_id, origin.revision) == (source.name, source.repo_id, commit)
     assert origin.license == "mit" and len(origin.sha256) == 64
-    if source.layout == "checkpoint":
+    if source is made.MADRY:
         assert model.config.id2label[0] == "tench, Tinca tinca" and model.num_labels == 1000
+    if source is made.CIFAR:
+        assert model.config.id2label[9] == "truck" and model.num_labels == 10
 
     # The second time nobody is asked.
     hub.requests.clear()
@@ -225,7 +233,7 @@ def test_the_file_of_a_source_on_no_hub_is_imported_once_and_then_has_its_name(h
     assert "delete" in error_of("sources", "small-ares", "--file", file, "--cache_dir", cache)
     run_command("sources", ["small", "--cache_dir", cache])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("small")}
-    assert "  here  " in lines["small-ares"] and "  here  " not in lines["small-madry"] and len(lines) == 5
+    assert "  here  " in lines["small-ares"] and "  here  " not in lines["small-madry"] and len(lines) == 6
 
 
 def test_the_list_is_json_too_and_says_when_nothing_is_found(capsys, error_of):
@@ -291,7 +299,7 @@ def test_what_is_made_of_what_was_made_of_a_source_is_bound_as_well(hub, cache, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "source", [made.MADRY, made.OPEN_CLIP, made.CONVNEXT, made.BY_FILE], ids=lambda source: source.name
+    "source", [made.MADRY, made.OPEN_CLIP, made.CONVNEXT, made.CIFAR, made.BY_FILE], ids=lambda source: source.name
 )
 def test_every_kind_of_source_is_transferred_and_published(hub, cache, tmp_path, images, source):
     if source is made.BY_FILE:
@@ -306,7 +314,8 @@ def test_every_kind_of_source_is_transferred_and_published(hub, cache, tmp_path,
     assert card.data.base_model == source.repo_id and card.data.license == source.license
     assert source.name in card.text
     environment = hub.environment()
-    code = (
+    own = "import hf_robust_transfer.modeling.cifar; " if source is made.CIFAR else ""
+    code = own + (
         "import sys, timm; from transformers import pipeline; from PIL import Image\n"
         "print(pipeline('image-classification', model='user/mine')(Image.new('RGB', (8, 8)))[0]['label'])\n"
         "timm.create_model('hf-hub:user/mine', pretrained=True)"

@@ -7,7 +7,8 @@ import timm
 import torch
 from timm.models import list_pretrained
 
-from hf_robust_transfer.modeling.sources import ADVISED, SOURCES, find_source, matching, near, not_robust
+from hf_robust_transfer.modeling.source_list import SOURCES
+from hf_robust_transfer.modeling.sources import ADVISED, find_source, matching, near, not_robust
 from hf_robust_transfer.threat_model import ThreatModel
 
 
@@ -30,6 +31,10 @@ def test_the_families_are_all_there():
             assert SOURCES[f"salman2020-{architecture}-linf-eps{eps}"].repo_id == "madrylab/robust-imagenet-models"
         for eps in ("0", "0.01", "0.03", "0.05", "0.1", "0.25", "0.5", "1", "3", "5"):
             assert SOURCES[f"salman2020-{architecture}-l2-eps{eps}"].norm == "l2"
+    for name in ("liu2023-resnet152-linf-eps4", "liu2023-wide-resnet50-2-linf-eps4"):
+        assert SOURCES[name].model_args == {"act_layer": "gelu"}  # of which their weights show nothing
+    for name in ("gowal2021-cifar10-wrn-28-10", "wang2023-cifar10-wrn-70-16", "bartoldson2024-cifar10-wrn-94-16"):
+        assert SOURCES[f"{name}-linf-eps8"].architecture == "cifar_wrn_silu"
     assert {source.layout for source in SOURCES.values()} == {"checkpoint", "open_clip", "transformers"}
     assert find_source("LEAF-CLIP/CLIP-ViT-L-FARE2").layout == "transformers"
     assert SOURCES["salman2020-resnet50-l2-eps1"].files == ("resnet50_l2_eps1.ckpt",)
@@ -40,13 +45,13 @@ def test_the_families_are_all_there():
 def test_the_numbers_of_parameters_are_those_of_the_architectures():
     known = {}
     for source in SOURCES.values():
-        if source.architecture not in known:
-            classes = 1000 if source.layout == "checkpoint" else 0
+        classes = len(source.classes or range(1000)) if source.layout == "checkpoint" else 0
+        key = source.architecture, classes, str(source.model_args)
+        if key not in known:
             with torch.device("meta"):
-                network = timm.create_model(source.architecture, num_classes=classes)
-            known[source.architecture, classes] = sum(each.numel() for each in network.parameters()) / 1e6
-        classes = 1000 if source.layout == "checkpoint" else 0
-        assert source.parameters == pytest.approx(known[source.architecture, classes], rel=0.02), source.name
+                network = timm.create_model(source.architecture, num_classes=classes, **source.model_args)
+            known[key] = sum(each.numel() for each in network.parameters()) / 1e6
+        assert source.parameters == pytest.approx(known[key], rel=0.02), source.name
 
 
 def test_sources_are_found_by_name_by_repository_and_by_words():
