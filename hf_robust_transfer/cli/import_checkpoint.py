@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import timm
@@ -28,12 +28,12 @@ from ..errors import UsageError, listed
 from ..evaluation.accuracy import Accuracy
 from ..evaluation.chunks import Task, attack_in_chunks
 from ..evaluation.named_attacks import parse_attack
-from ..evaluation.report import eps_text
+from ..evaluation.report import eps_text, file_sha256
 from ..evaluation.subject import Subject, make_ready
 from ..hub import stand_alone
 from ..modeling import PixelClassifier, pixel_statistics
 from ..modeling.importing import ExternalCheckpoint, import_checkpoint, is_of_imagenet, read_checkpoint
-from ..provenance import TrainedFor
+from ..provenance import Origin, TrainedFor
 from ..run_folder import CONFIG_NAME, check_writable
 from ..threat_model import ThreatModel, parse_eps
 from .main import run_command
@@ -72,6 +72,9 @@ class ImportArguments:
             "help": "Its radius in [0, 1] pixels, as 4/255 or 0.5, which is kept with the model for later evaluations. By"
             " default that is not known, and the robust accuracy is measured at 8/255, with ImageNet's classes at 4/255."
         },
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Of its weights, as a Hub identifier: what is made from it is bound by it."}
     )
     attack_samples: int = field(
         default=64,
@@ -155,10 +158,16 @@ def main(argv: Sequence[str]) -> None:
     if has_data:
         for words in _measured(model, processor, data_args, args, take_labels=labels is None):
             print(words, flush=True)
-    if args.eps is not None:
-        model.config.robust_training = TrainedFor(args.norm, args.eps).to_dict()
+    model.config.robust_training = _trained_for(args).to_dict()
     _write(model, output_dir)
     print(f"wrote {output_dir}: {args.architecture} with {model.num_labels} labels")
+
+
+def _trained_for(args: ImportArguments) -> TrainedFor:
+    """What is known of the network's training, and of the file that it is from; its name may say more than it should."""
+    known: dict[str, Any] = {"license": args.license, "norm": args.norm, "eps": args.eps}
+    origin = Origin(name="an imported file", sha256=file_sha256(Path(args.file)), **known)
+    return TrainedFor(args.norm, args.eps, source=origin.to_dict())
 
 
 _NAMES_MISSING = "the names of the classes are missing: give --labels, --id2label or --dataset_name"

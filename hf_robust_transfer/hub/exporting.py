@@ -224,9 +224,9 @@ def _facts(classifier: PixelClassifier, shape: tuple[int, ...]) -> dict[str, str
         "fingerprint": fingerprint(classifier.model, classifier.processor),
         "made_with": f"hf-robust-transfer {version('hf-robust-transfer')}, torch {torch.__version__}",
     }
-    if getattr(config, "robust_training", None) is None:
-        return facts
     trained = TrainedFor.of(config)
+    if getattr(config, "robust_training", None) is None or trained.eps is None:
+        return facts
     return facts | {"norm": trained.norm, "eps": trained.eps}
 
 

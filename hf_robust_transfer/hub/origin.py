@@ -45,13 +45,18 @@ def license_of(given: str | None, origin: Origin | None) -> str | None:
 
 
 def describe_origin(origin: Origin) -> str:
-    """Where a model's weights come from, in two sentences."""
-    place = f"{origin.model_id} on the Hub" if origin.model_id is not None else origin.url or "a file"
-    file = f", file {origin.file}" if origin.file else ""
-    revision = f", at commit {origin.revision[:12]}" if origin.revision else ""
-    reference = f" ({origin.reference})" if origin.reference else ""
+    """Where a model's weights come from and what its source's licence asks for, in two sentences."""
     trained = {None: "", "0": ", trained naturally"}.get(origin.eps, f", trained for {origin.norm}, ε = {origin.eps}")
-    first = f"Its weights come from {origin.name}{reference}{trained}: {place}{file}{revision}."
+    reference = f" ({origin.reference})" if origin.reference else ""
+    if origin.model_id is not None:
+        file = f", file {origin.file}" if origin.file else ""
+        revision = f", at commit {origin.revision[:12]}" if origin.revision else ""
+        place = f"{origin.name}{reference}{trained}: {origin.model_id} on the Hub{file}{revision}"
+    elif origin.url is not None:
+        place = f"{origin.name}{reference}{trained}: {origin.url}"
+    else:
+        place = f"{origin.name}{trained}" + (f", sha256 {origin.sha256}" if origin.sha256 else "")
+    first = f"Its weights come from {place}."
     if origin.license is None:
         return f"{first} The licence of that source is not known: ask its authors before you pass this model on."
     asked = _asked(origin.license)

@@ -1,6 +1,7 @@
 """The command that imports checkpoints, and real checkpoints imported."""
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -29,7 +30,9 @@ from transformers import PreTrainedModel
 
 from hf_robust_transfer.data import PixelDataset
 from hf_robust_transfer.evaluation import evaluate_robustness
+from hf_robust_transfer.hub import model_card, read_facts
 from hf_robust_transfer.modeling import PixelClassifier, import_checkpoint, load_model, pixel_statistics
+from hf_robust_transfer.provenance import TrainedFor
 from hf_robust_transfer.threat_model import ThreatModel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -99,7 +102,9 @@ def test_the_recipe_writes_a_checkpoint_with_the_datas_labels_and_prints_its_acc
     assert f"mean {CIFAR_MEAN} (the file's own), std {CIFAR_STD} (the file's own)" in output
     assert "guessing" not in output and re.search(r"under PGD-10, linf ε = 8/255, on the first 40 of them", output)
     model, processor = load_model(str(tmp_path / "new" / "source"))
-    assert getattr(model.config, "robust_training", None) is None  # nobody said what it was trained for
+    known = TrainedFor.of(model.config)
+    assert known.eps is None and known.origin.eps is None  # nobody said what it was trained for
+    assert known.origin.sha256 == hashlib.sha256((task / "robust.pt").read_bytes()).hexdigest()
     assert model.config.id2label == ANIMALS and model.config.label2id == {"cat": 0, "dog": 1, "eel": 2}
     assert pixel_statistics(processor) == (CIFAR_MEAN, CIFAR_STD)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["source"]
@@ -182,11 +187,14 @@ def test_an_import_that_breaks_off_leaves_nothing_behind(task, tmp_path, run_her
 
 
 def test_the_robust_accuracy_is_that_of_the_same_attack_on_the_imported_model(task, tmp_path, run_here):
-    threat = ("--norm", "l2", "--eps", "0.25", "--attack_samples", 20)
+    threat = ("--norm", "l2", "--eps", "0.25", "--attack_samples", 20, "--license", "cc-by-nc-4.0")
     arguments = (task / "robust.pt", *TINY_WRN, "--dataset_name", task / "images", *threat)
     output = run_here(*arguments, "--output_dir", tmp_path / "source")
     model, processor = load_model(str(tmp_path / "source"))
     assert model.config.robust_training["norm"] == "l2" and model.config.robust_training["eps"] == "0.25"
+    card = model_card(read_facts(tmp_path / "source"), "me/mine")
+    assert card.data.license == "cc-by-nc-4.0" and "trained for l2, ε = 0.25" in card.text
+    assert "no commercial use" in card.text
     images = PixelDataset(datasets.load_dataset(str(task / "images"), split="test").select(range(20)), processor)
     options = {"self_check_samples": 0, "curve_samples": 0, "progress": False}
     report = evaluate_robustness(PixelClassifier(model, processor), images, ThreatModel("l2", 0.25), ["pgd-10"], **options)
