@@ -112,6 +112,11 @@ class TrainedFor(_Record):
     source: dict[str, Any] | None = None
 
     @property
+    def eps_or_usual(self) -> str:
+        """The radius or, where it is not known, the usual one."""
+        return "8/255" if self.eps is None else self.eps
+
+    @property
     def origin(self) -> Origin | None:
         """The robust source that the model comes from, if that is known."""
         return None if self.source is None else Origin.from_dict(self.source)
@@ -126,7 +131,7 @@ class TrainedFor(_Record):
         content = getattr(config, "robust_training", None)
         try:
             record = cls.from_dict({} if content is None else content)
-            ThreatModel(record.norm, parse_eps(record.eps or "8/255"))
+            ThreatModel(record.norm, parse_eps(record.eps_or_usual))
             _ = record.origin
         except UsageError as error:
             raise UsageError(f"config.json: robust_training: {error}") from None
