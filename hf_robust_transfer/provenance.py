@@ -91,7 +91,7 @@ class TrainedFor(_Record):
 
     Args:
         norm: of the threat model.
-        eps: its radius in [0, 1] pixels, as it was written; None where it is not known.
+        eps: its radius in [0, 1] pixels, as it was written; a configuration leaves it out where it is not known.
         seed: of the run, which the choice of its images followed from.
         data: the options that say where its images come from.
         hub_id: of the model on the Hub, where it was published.
@@ -104,17 +104,12 @@ class TrainedFor(_Record):
     """
 
     norm: str = "linf"
-    eps: str | None = "8/255"
+    eps: str = "8/255"
     seed: int = 0
     data: dict[str, Any] | None = None
     hub_id: str | None = None
     adapter: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
-
-    @property
-    def eps_or_usual(self) -> str:
-        """The radius or, where it is not known, the usual one."""
-        return "8/255" if self.eps is None else self.eps
 
     @property
     def origin(self) -> Origin | None:
@@ -131,7 +126,7 @@ class TrainedFor(_Record):
         content = getattr(config, "robust_training", None)
         try:
             record = cls.from_dict({} if content is None else content)
-            ThreatModel(record.norm, parse_eps(record.eps_or_usual))
+            ThreatModel(record.norm, parse_eps(record.eps))
             _ = record.origin
         except UsageError as error:
             raise UsageError(f"config.json: robust_training: {error}") from None

@@ -158,16 +158,17 @@ def main(argv: Sequence[str]) -> None:
     if has_data:
         for words in _measured(model, processor, data_args, args, take_labels=labels is None):
             print(words, flush=True)
-    model.config.robust_training = _trained_for(args).to_dict()
+    model.config.robust_training = _trained_for(args)
     _write(model, output_dir)
     print(f"wrote {output_dir}: {args.architecture} with {model.num_labels} labels")
 
 
-def _trained_for(args: ImportArguments) -> TrainedFor:
+def _trained_for(args: ImportArguments) -> dict[str, Any]:
     """What is known of the network's training, and of the file that it is from; its name may say more than it should."""
     known: dict[str, Any] = {"license": args.license, "norm": args.norm, "eps": args.eps}
     origin = Origin(name="an imported file", sha256=file_sha256(Path(args.file)), **known)
-    return TrainedFor(args.norm, args.eps, source=origin.to_dict())
+    known_for = TrainedFor(args.norm, source=origin.to_dict()).to_dict() | {"eps": args.eps}
+    return {name: value for name, value in known_for.items() if name != "eps" or value is not None}
 
 
 _NAMES_MISSING = "the names of the classes are missing: give --labels, --id2label or --dataset_name"

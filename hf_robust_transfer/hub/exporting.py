@@ -225,7 +225,7 @@ def _facts(classifier: PixelClassifier, shape: tuple[int, ...]) -> dict[str, str
         "made_with": f"hf-robust-transfer {version('hf-robust-transfer')}, torch {torch.__version__}",
     }
     trained = TrainedFor.of(config)
-    if getattr(config, "robust_training", None) is None or trained.eps is None:
+    if "eps" not in (getattr(config, "robust_training", None) or {}):
         return facts
     return facts | {"norm": trained.norm, "eps": trained.eps}
 

@@ -125,7 +125,7 @@ class EvaluationArguments:
         Args:
             trained_for: what the checkpoint says about its training.
         """
-        norm, eps = self.norm or trained_for.norm, self.eps or trained_for.eps_or_usual
+        norm, eps = self.norm or trained_for.norm, self.eps or trained_for.eps
         try:
             return ThreatModel(norm, parse_eps(eps))
         except ValueError as error:

@@ -105,7 +105,7 @@ class InterpolationArguments:
     def threat_model(self, trained_for: TrainedFor) -> ThreatModel:
         """What the adversary may do: as given, else as a checkpoint was trained for."""
         try:
-            return ThreatModel(self.norm or trained_for.norm, parse_eps(self.eps or trained_for.eps_or_usual))
+            return ThreatModel(self.norm or trained_for.norm, parse_eps(self.eps or trained_for.eps))
         except ValueError as error:
             raise UsageError(f"--{error}") from None
 
