@@ -58,7 +58,8 @@ class Option:
             for choice in choices:
                 if text == str(choice):
                     return choice
-            raise UsageError(f"{self.name}={text!r} is unknown: use {', '.join(map(str, choices))}")
+            if not any(kind in _READERS for kind in kinds):
+                raise UsageError(f"{self.name}={text!r} is unknown: use {', '.join(map(str, choices))}")
         for kind in kinds:
             if kind in _READERS:
                 try:

@@ -1,5 +1,6 @@
 """The pieces of a step that attacks of the PGD family share."""
 
+from collections.abc import Callable
 from numbers import Integral
 
 import torch
@@ -19,10 +20,15 @@ NO_GRADIENT = (
 
 
 def checked_step_size(
-    threat_model: ThreatModel, steps: int, step_size: float | None, random_start: bool, restarts: int, loss: str
+    threat_model: ThreatModel,
+    steps: int,
+    step_size: float | None,
+    random_start: bool,
+    restarts: int,
+    loss: str | Callable[..., Tensor],
 ) -> float:
     """The step size, once all options are seen to be in range."""
-    if loss not in LOSSES:
+    if not callable(loss) and loss not in LOSSES:
         raise UsageError(f"loss={loss!r} is unknown: use one of {', '.join(LOSSES)}")
     counted = all(isinstance(number, Integral) for number in (steps, restarts))
     if not counted or steps < 0 or restarts < 1 or (restarts > 1 and not random_start):
@@ -36,7 +42,7 @@ def checked_step_size(
     return step_size
 
 
-def clean_logits_for(classify: Classifier, images: Tensor, loss: str) -> Tensor:
+def clean_logits_for(classify: Classifier, images: Tensor, loss: str | Callable[..., Tensor]) -> Tensor:
     """The logits of clean images where the loss looks at them, else none."""
     if loss != "kl":
         return images.new_empty(len(images), 0)

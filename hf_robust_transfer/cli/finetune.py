@@ -20,7 +20,7 @@ from ..modeling.sources import ADVISED
 from ..run_folder import CONFIG_NAME, read_json
 from ..runs.folder import claimed_output_dir
 from ..runs.train import check_plan, train_and_evaluate
-from ..training.arguments import RobustTrainingArguments
+from ..training.arguments import WAYS, RobustTrainingArguments
 from ..transfer.source import check_source
 from . import quickstart
 from .main import run_command
@@ -35,18 +35,17 @@ class FinetuningArguments(RobustTrainingArguments):
     transfer: str | None = field(
         default="lwf",
         metadata={
-            "help": "How to transfer: frozen (retrain the head alone), lwf (all of it, features kept close to the source's)"
-            " or fine_tuned (all of it, for comparison). Sets --learning_rate, --freeze, --lwf_weight and the warm start,"
+            "help": f"How to transfer: {WAYS} Sets --objective, --learning_rate, --freeze, --lwf_weight and the warm start,"
             " unless they are given."
         },
     )
     teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "The source whose features LwF keeps; by default --model_name_or_path."}
+        default=None, metadata={"help": "The source whose features LwF and anchor keep; by default --model_name_or_path."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.teacher_name_or_path is not None and not self.lwf_weight:
+        if self.teacher_name_or_path is not None and not self.needs_source:
             raise UsageError(
                 f"--teacher_name_or_path {self.teacher_name_or_path} has no effect without LwF: drop it, or use"
                 " --transfer lwf"
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         set_seed(args.seed)
         model, processor = model_args.load(splits.id2label)
         teacher = None
-        if args.lwf_weight:
+        if args.needs_source:
             own = {"image_size": model_args.image_size} if source == model_args.model_name_or_path else {}
             own |= {} if args.teacher_name_or_path else model_args.checkpoint_options
             options = {**own, **model_args.hub_options}

@@ -15,6 +15,7 @@ LwF, freezing and the model card work as with the objectives here. What it keeps
 ``step.carried``, and `trait` lists what else it may say of itself.
 """
 
+from .anchor import anchor
 from .fast import fast
 from .free import ReplaySampler, free
 from .natural import natural
@@ -26,6 +27,7 @@ OBJECTIVES: dict[str, Objective] = {
     "natural": natural,
     "pgd": pgd_adversarial_training,
     "trades": trades,
+    "anchor": anchor,
     "free": free,
     "fast": fast,
 }
@@ -36,6 +38,7 @@ __all__ = [
     "ObjectiveOutput",
     "ReplaySampler",
     "TrainingStep",
+    "anchor",
     "fast",
     "free",
     "natural",

@@ -7,9 +7,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..attacks import pgd
+from ..errors import UsageError
 from ..functions import unwrapped
 from ..modeling.classifier import ClassifierOutput, PixelClassifier
 from ..threat_model import ThreatModel
+
+
+def _no_source(features: Tensor) -> Tensor:
+    raise UsageError("the objective compares features with those of a source: give it the trait of_source, as `trait` says")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,10 @@ class TrainingStep:
         features: the student's penultimate features of the clean images, (B, D), where they are known in advance: those of
             a backbone that is held still.
         slot: which micro-batch of the gradient accumulation this is, so that what is carried can be told apart.
+        epoch: the number of this pass over the training set, from 0.
+        distance_to_source: from features of these images (B, D), of whatever was made of them, to the distance of each to
+            the frozen source's of the clean ones, (B,); for objectives with the trait ``of_source``.
+        summed: the sum of a tensor over the processes.
     """
 
     student: PixelClassifier
@@ -44,17 +53,23 @@ class TrainingStep:
     carried: dict[str, Tensor] = field(default_factory=dict)
     features: Tensor | None = None
     slot: int = 0
+    epoch: int = 0
+    distance_to_source: Callable[[Tensor], Tensor] = _no_source
+    summed: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     def clean(self) -> ClassifierOutput:
         """The student's output on the clean images; where their features are known, by the classifier layer alone."""
         return self.student.outputs(self.images) if self.features is None else self.student.from_features(self.features)
 
-    def pgd_images(self, loss: str = "cross_entropy") -> Tensor:
-        """PGD examples against the student as it is now, (B, C, H, W), crafted with this step's options.
+    def pgd_images(self, loss: str | Callable[[Tensor], Tensor] = "cross_entropy") -> Tensor:
+        """PGD examples against the student as it is now, (B, C, H, W), crafted with this step's options; at ε = 0 no attack
+        is made.
 
         Args:
             loss: what the attack maximises, as for `hf_robust_transfer.attacks.pgd`.
         """
+        if self.threat_model.eps == 0:
+            return self.images
         return pgd(
             self.attacked,
             self.images,
@@ -89,6 +104,7 @@ def trait(objective: Objective, name: str) -> Any:
     Args:
         objective: the function, or a `functools.partial` of it.
         name: ``"clean_only"``: it sees images through ``step.clean()`` alone, so that known features can take their place.
+            ``"of_source"``: it needs ``step.distance_to_source``, so that a source is kept beside the model.
             ``"sampler"``: the order of its training images, called as ``sampler(size, group=, seed=, **options)``, where
             ``group`` samples make one optimizer step; its ``set_epoch`` is called at the beginning of each epoch.
     """

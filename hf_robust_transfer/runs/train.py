@@ -43,7 +43,7 @@ def check_plan(args: RobustTrainingArguments) -> None:
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in METRICS:
         raise UsageError(f"--metric_for_best_model {args.metric_for_best_model} is not measured: use {choices(METRICS)}")
-    if args.cache_features and not args.crops_at_random and (args.lwf_weight or args.freeze == "backbone"):
+    if args.cache_features and not args.crops_at_random and (args.needs_source or args.freeze == "backbone"):
         check_writable(args.feature_cache_dir, "--feature_cache_dir")
 
 

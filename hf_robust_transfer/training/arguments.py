@@ -10,14 +10,14 @@ from transformers import TrainingArguments
 
 from ..errors import UsageError
 from ..functions import choices, choose_function, options_of, read_options, registered
-from ..objectives import OBJECTIVES
+from ..objectives import OBJECTIVES, trait
 from ..sharing import shareable, shown
 from ..threat_model import NORMS, ThreatModel, parse_eps
 from ..transfer.averaging import AVERAGES
 from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
-from ..transfer.presets import preset
-from .checks import check_contradictions, check_names, check_numbers, check_that_it_builds
+from ..transfer.presets import EPS_SCHEDULES, preset
+from .checks import check_contradictions, check_names, check_numbers, check_that_it_builds, number_or_auto
 from .feature_files import DEFAULT_FOLDER, parse_size
 
 _parsed = cache(parse_eps)  # the same few strings at every step
@@ -26,6 +26,11 @@ _parsed = cache(parse_eps)  # the same few strings at every step
 _YOURS = "module:function or file.py:function"
 # Options of objectives that have a flag of their own.
 _SHORTHANDS = {"trades": {"beta": "trades_beta"}, "free": {"replays": "free_replays"}}
+WAYS = (
+    "frozen (retrain the head alone), lwf (all of it, features kept close to the source's), fine_tuned (all of it, for"
+    " comparison), roli (the head and then all of it on adversarial images, keeping the epoch of highest robust accuracy)"
+    " or anchor (all of it, features of adversarial images kept close to the source's of clean ones)."
+)
 UNSUPPORTED = {
     "fp16_full_eval": "robustness is judged in float32; use --fp16",
     "bf16_full_eval": "robustness is judged in float32; use --bf16",
@@ -104,9 +109,21 @@ class RobustTrainingArguments(TrainingArguments):
         },
     )
 
-    objective: str = field(
-        default="natural",
-        metadata={"help": f"What to train with: {choices(OBJECTIVES)}; or your own, module:function or file.py:function."},
+    eval_strategy: str = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"affects": "nothing", "help": "When to evaluate: no (the default), steps or epoch (with roli)."},
+    )
+    load_best_model_at_end: bool = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Leave the best checkpoint, by --metric_for_best_model; the default with roli."},
+    )
+
+    objective: str = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": f"What to train with: {choices(OBJECTIVES)}; or your own, module:function or file.py:function. By"
+            " default natural, with --transfer roli pgd, with anchor anchor."
+        },
     )
     objective_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The objective's own options as JSON, like '{\"beta\": 3}'."}
@@ -116,21 +133,38 @@ class RobustTrainingArguments(TrainingArguments):
         default="8/255",
         metadata={"help": "Radius of the threat model in [0, 1] pixels, as 8/255 or 0.031."},
     )
-    eps_warmup_steps: float = field(
-        default=0, metadata={"help": "Let ε of training grow linearly over so many first steps; below 1, a share of all."}
+    eps_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "ε of training: constant, or hinge (none for the first quarter of the steps, then growing linearly over"
+            " half of them), for sources that are not robust. What precedes in --warm_start_epochs does not count."
+        },
+    )
+    eps_delay_steps: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Train without an attack for so many first steps; below 1, a share of all: 0.25 for hinge."},
+    )
+    eps_warmup_steps: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Then let ε of training grow linearly over so many steps; below 1, a share: 0.5 for hinge."},
     )
     attack_steps: int = field(default=7, metadata={"help": "Gradient steps of the training attack (pgd, trades)."})
     attack_step_size: str | None = field(
         default=None, metadata={"help": "Step size of the training attack in [0, 1] pixels; by default ε/4."}
     )
-    trades_beta: float = field(default=6.0, metadata={"help": "TRADES: weight of robustness against clean accuracy."})
+    trades_beta: str = field(  # type: ignore[assignment]
+        default=6.0,
+        metadata={
+            "help": "TRADES: weight of robustness against clean accuracy; auto is 6 times the clean accuracy on the"
+            " training images of the epoch before."
+        },
+    )
     free_replays: int = field(default=4, metadata={"help": "Free: how often each batch is replayed (m)."})
 
     transfer: str | None = field(
         default=None,
         metadata={
-            "help": "How to transfer: frozen (retrain the head alone), lwf (all of it, features kept close to the source's)"
-            " or fine_tuned (all of it, for comparison). Sets --learning_rate, --freeze, --lwf_weight and the warm start,"
+            "help": f"How to transfer: {WAYS} Sets --objective, --learning_rate, --freeze, --lwf_weight and the warm start,"
             " unless they are given. With --lwf_weight, lwf is the default."
         },
     )
@@ -258,6 +292,10 @@ class RobustTrainingArguments(TrainingArguments):
             self.transfer = "lwf"
         for name, value in preset(self.transfer, vars(self), optim=self.optim).items():
             setattr(self, name, value)
+        if self.eps_schedule not in EPS_SCHEDULES:
+            raise UsageError(f"--eps_schedule {self.eps_schedule} is unknown: use {choices(EPS_SCHEDULES)}")
+        for name, usual in EPS_SCHEDULES[self.eps_schedule].items():
+            setattr(self, name, usual if getattr(self, name) is None else getattr(self, name))
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
         self.check()
@@ -323,6 +361,7 @@ class RobustTrainingArguments(TrainingArguments):
             value = options.pop(option)
             if option in given:
                 setattr(self, name, value)
+        self.trades_beta = number_or_auto(self.trades_beta, "--trades_beta")  # type: ignore[assignment]
         self.objective_options = options
 
     @property
@@ -360,6 +399,12 @@ class RobustTrainingArguments(TrainingArguments):
         """``averaging_start``, or its default."""
         usual = 0.5 if self.averaging == "swa" else 0.0
         return usual if self.averaging_start is None else self.averaging_start
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether features are compared with the source's, which is then kept beside the model."""
+        of_source = trait(choose_function(self.objective, OBJECTIVES, "--objective"), "of_source")
+        return self.lwf_weight > 0 or bool(of_source)
 
     @property
     def starts_with_head(self) -> bool:

@@ -61,6 +61,18 @@ def check_numbers(args: TrainingArguments) -> None:
             raise UsageError(f"--{name} {value} must be below {below}")
 
 
+def number_or_auto(value: Any, flag: str) -> float | str:
+    """Read a number, or ``auto``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        return "auto" if value == "auto" else float(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{flag} {value} is neither a number nor auto") from None
+
+
 @cache
 def _kinds() -> dict[str, tuple[Any, ...]]:
     """The types that each of `TrainingArguments`' options may have."""
@@ -129,6 +141,18 @@ def _of_transfer(args: Any) -> Iterator[str]:
         yield "--warm_start_steps and --warm_start_epochs both say how long the head trains alone: drop one"
     if args.warm_start_epochs and args.warmup_steps:
         yield "--warmup_steps has no place with --warm_start_epochs: the ramp after them is --unfreeze_warmup_steps"
+    if args.freeze == "backbone" and args.needs_source and not args.lwf_weight:
+        yield f"--freeze backbone {held}, so that --objective {args.objective} changes nothing: drop one"
+    if args.transfer == "roli" and args.objective == "natural":
+        yield "--transfer roli trains on adversarial images, but --objective natural has none: use --transfer fine_tuned"
+    if args.objective == "anchor" and not args.objective_kwargs["labels"] and args.starts_with_head:
+        yield (
+            "--objective anchor with labels=0 trains no head, so that it cannot train first: add --warm_start_epochs 0"
+            " --warm_start_steps 0"
+        )
+    if args.objective == "natural" and (args.eps_schedule != "constant" or args.eps_delay_steps):
+        flag = "--eps_delay_steps" if args.eps_schedule == "constant" else f"--eps_schedule {args.eps_schedule}"
+        yield f"{flag} has no effect with --objective natural, which makes no attack: use --objective pgd or trades"
     if args.freeze == "backbone" and args.lwf_weight:
         yield f"--freeze backbone {held}, so that {weight} changes nothing: drop one"
     if args.warm_start_learning_rate is not None and not args.starts_with_head:

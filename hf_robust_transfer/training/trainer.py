@@ -1,7 +1,7 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -16,11 +16,12 @@ from ..functions import choose_function, registered
 from ..modeling.classifier import PixelClassifier
 from ..modeling.heads import head_parameters
 from ..modeling.processors import pixel_statistics
-from ..objectives import OBJECTIVES, Objective, ObjectiveOutput, TrainingStep
+from ..objectives import OBJECTIVES, Objective, TrainingStep
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
-from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, feature_distance, make_teacher
-from ..transfer.phases import steps_of
+from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, make_teacher
+from ..transfer.distillation import feature_distances
+from ..transfer.phases import eps_factor
 from ..transfer.source import SourceCheck
 from .arguments import RobustTrainingArguments
 from .evaluating import EvaluatingTrainer
@@ -130,7 +131,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         self._distance = choose_function(self.args.lwf_distance, DISTANCES, "--lwf_distance")
 
     def _make_teacher(self, given: PixelClassifier | None) -> PixelClassifier | None:
-        return make_teacher(self.model, self.processing_class, given, self.args.lwf_weight, self.args.device)
+        return make_teacher(self.model, self.processing_class, given, float(self.args.needs_source), self.args.device)
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """Build a model, frozen as asked."""
@@ -166,7 +167,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         starts_warm = self.state.global_step < self.warm_start.phases.head
         if (self.args.freeze == "backbone" or starts_warm) and self.caches_student_features:
             self._student_features = find(self.classifier)
-        if self.args.lwf_weight:
+        if self.args.needs_source:
             assert self.teacher is not None
             self._teacher_features = find(self.teacher)
 
@@ -190,7 +191,8 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         output = self.training_objective(step, **self.args.objective_kwargs)
         terms = dict(output.terms)
         if self.args.lwf_weight > 0:
-            terms["lwf"] = self.args.lwf_weight * self._feature_distance(step, output)
+            clean = output.clean if output.clean is not None else step.clean()
+            terms["lwf"] = self.args.lwf_weight * step.distance_to_source(clean.features).mean()
         loss = torch.stack(list(terms.values())).sum()
         share: float | Tensor = 1.0
         if num_items_in_batch is not None:
@@ -222,6 +224,9 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             carried=self.carried,
             features=features,
             slot=self._micro_batch,
+            epoch=epoch,
+            distance_to_source=self._distances_from(images, indices),
+            summed=partial(self.accelerator.reduce, reduction="sum"),
         )
 
     def _augmented(self, inputs: dict[str, Any], epoch: int) -> Tensor:
@@ -254,19 +259,22 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         return cache.of(indices, mirrored(seed, indices) if self.args.random_flip else None)
 
     def _training_threat_model(self) -> ThreatModel:
-        steps = steps_of(self.args.eps_warmup_steps, self.state.max_steps)
-        return self.args.threat_model.scaled(min(1.0, (self.state.global_step + 1) / max(steps, 1)))
+        return self.args.threat_model.scaled(eps_factor(self.args, self.warm_start.phases, self.state.global_step))
 
-    def _feature_distance(self, step: TrainingStep, output: ObjectiveOutput) -> Tensor:
-        assert self.teacher is not None
-        clean = output.clean if output.clean is not None else step.clean()
-        if self._teacher_features is not None:
-            source = self._known(self._teacher_features, step.indices)
-        else:
+    def _distances_from(self, images: Tensor, indices: Tensor) -> Callable[[Tensor], Tensor]:
+        """From features (B, D) to their distances to the source's at these images, which are computed once."""
+
+        @cache
+        def source() -> Tensor:
+            if self._teacher_features is not None:
+                return self._known(self._teacher_features, indices)
+            if self.teacher is None:
+                raise UsageError("the objective compares features with a source's: give it the trait of_source")
             with torch.inference_mode(), self.accelerator.autocast():
-                source = self.teacher.outputs(step.images).features
-            source = source.clone()  # outside, so that it can take part in autograd
-        return feature_distance(clean.features, source, self._distance)
+                features = self.teacher.outputs(images).features
+            return features.clone()  # outside, so that it can take part in autograd
+
+        return lambda features: feature_distances(features, source(), self._distance)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with a training loss also its terms (``loss_natural``, ``loss_lwf``, …), which add up to it."""

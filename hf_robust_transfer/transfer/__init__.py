@@ -7,12 +7,13 @@ from .freezing import describe, eval_where_frozen, freeze
 from .interpolation import interpolated
 from .matching import label_columns, matched_teacher
 from .phases import Phases
-from .presets import PRESETS, preset
+from .presets import EPS_SCHEDULES, PRESETS, preset
 from .warm_start import HeadWarmStart, head_learning_rate
 
 __all__ = [
     "AVERAGES",
     "DISTANCES",
+    "EPS_SCHEDULES",
     "PRESETS",
     "Block",
     "HeadWarmStart",

@@ -61,6 +61,11 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: str | Distance 
         >>> feature_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)).item()
         5.0
     """
+    return feature_distances(student, teacher, distance).mean()
+
+
+def feature_distances(student: Tensor, teacher: Tensor, distance: str | Distance = "l2") -> Tensor:
+    """What `feature_distance` is the mean of: the distance of each sample, (B,); arguments and errors as there."""
     function = choose_function(distance, DISTANCES, "--lwf_distance") if isinstance(distance, str) else distance
     if student.shape != teacher.shape:
         raise UsageError(
@@ -68,7 +73,7 @@ def feature_distance(student: Tensor, teacher: Tensor, distance: str | Distance 
             " of the student's own architecture"
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
-    return function(student.to(dtype), teacher.detach().to(dtype)).mean()
+    return function(student.to(dtype), teacher.detach().to(dtype))
 
 
 def make_teacher(

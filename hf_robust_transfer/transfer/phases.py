@@ -82,6 +82,23 @@ class Phases:
         return rate
 
 
+def eps_factor(args: Any, phases: Phases, step: int) -> float:
+    """How much of ``args.eps`` a step of training has: none, then a part that grows linearly, then all.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> hinge = SimpleNamespace(eps_delay_steps=0.25, eps_warmup_steps=0.5)
+        >>> [eps_factor(hinge, Phases(0, 0, 8), step) for step in range(8)]
+        [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    """
+    before = int(phases.head) if phases.separate else 0
+    done, steps = step + 1 - before, phases.total - before
+    delay, ramp = steps_of(args.eps_delay_steps, steps), steps_of(args.eps_warmup_steps, steps)
+    if not delay and not ramp:
+        return 1.0
+    return 0.0 if done <= delay else min(1.0, (done - delay) / max(ramp, 1))
+
+
 def head_steps(args: Any, steps_per_epoch: int) -> int:
     """How many steps ``args.warm_start_epochs`` are."""
     return math.ceil(args.warm_start_epochs * steps_per_epoch)

@@ -11,8 +11,31 @@ PRESETS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
     "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
     "fine_tuned": {**_WARM_START, "unfreeze_warmup_steps": 0.1},
+    "roli": {
+        "objective": "pgd",
+        "warm_start_epochs": 5.0,
+        "unfreeze_warmup_steps": 0.15,
+        "batch_norm_eval": True,
+        "halve_on_divergence": 3,
+        "eval_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "robust_accuracy",
+    },
+    "anchor": {
+        "objective": "anchor",
+        "warm_start_epochs": 20.0,
+        "unfreeze_warmup_steps": 0.15,
+        "batch_norm_eval": True,
+        "halve_on_divergence": 3,
+    },
+}
+# How ε of training grows: nothing, then linearly, then all of it (Ngnawé et al., arXiv 2509.23325).
+EPS_SCHEDULES = {
+    "constant": {"eps_delay_steps": 0.0, "eps_warmup_steps": 0.0},
+    "hinge": {"eps_delay_steps": 0.25, "eps_warmup_steps": 0.5},
 }
 _OTHERWISE = {
+    "objective": "natural",
     "freeze": "none",
     "learning_rate": 0.01,
     "warm_start_steps": 0.0,
@@ -21,6 +44,9 @@ _OTHERWISE = {
     "halve_on_divergence": 0,
     "batch_norm_eval": None,
     "lwf_weight": 0.0,
+    "eval_strategy": "no",
+    "load_best_model_at_end": False,
+    "metric_for_best_model": None,
 }
 
 
@@ -29,14 +55,17 @@ def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") ->
 
     Args:
         name: ``"frozen"``, the head alone is retrained; ``"lwf"``, first the head, then all of it, its features kept close
-            to the source's (Shafahi et al., ICLR 2020); ``"fine_tuned"``, first the head, then all of it; or None, for
-            training that is no transfer.
+            to the source's (Shafahi et al., ICLR 2020); ``"fine_tuned"``, first the head, then all of it; ``"roli"``, the
+            same adversarially, and the epoch of the highest robust accuracy is kept (Hua et al., CVPR 2024); ``"anchor"``,
+            first the head, then all of it, the features of adversarial images kept close to the source's of clean ones; or
+            None, for training that is no transfer.
         given: options by their names, None where they are to follow from the preset.
         optim: the optimizer.
 
     Returns:
-        ``learning_rate``, ``freeze``, ``warm_start_steps``, ``warm_start_epochs``, ``unfreeze_warmup_steps``,
-        ``halve_on_divergence``, ``batch_norm_eval``, ``lwf_weight``. Where a preset trains the head alone
+        ``objective``, ``learning_rate``, ``freeze``, ``warm_start_steps``, ``warm_start_epochs``,
+        ``unfreeze_warmup_steps``, ``halve_on_divergence``, ``batch_norm_eval``, ``lwf_weight``, ``eval_strategy``,
+        ``load_best_model_at_end`` and ``metric_for_best_model``. Where a preset trains the head alone
         ``learning_rate`` may stay None: it follows from the head's features. A warm start that is given in epochs takes
         the place of one in steps, and the other way round.
 

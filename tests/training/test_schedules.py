@@ -1,5 +1,6 @@
 """The head before all else with a schedule of its own, and what a training does that diverges."""
 
+import copy
 import dataclasses
 import math
 
@@ -13,6 +14,12 @@ from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.modeling.heads import head_parameters
 
 
+class Named(list):
+    """Items that are the same each time."""
+
+    fingerprint = "24 digits"
+
+
 @pytest.fixture
 def trainer_of(tiny, digit_batch, tmp_path):
     """A function (**arguments) -> a trainer on 24 digits in batches of 8; each call has the same model to start from."""
@@ -20,6 +27,7 @@ def trainer_of(tiny, digit_batch, tmp_path):
     def make(folder="run", callbacks=(), **arguments):
         images, labels = digit_batch(count=24)
         data = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+        data = Named(data) if "feature_cache_dir" in arguments else data
         options = {**PLAIN, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
         options |= {"per_device_train_batch_size": 8, **arguments}
         args = RobustTrainingArguments(str(tmp_path / folder), use_cpu=True, **options)
@@ -181,3 +189,43 @@ def test_presets_with_the_heads_epochs_in_place_of_a_share_of_steps(tmp_path):
         RobustTrainingArguments(
             str(tmp_path), warm_start_epochs=1, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch"
         )
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_eps_is_nothing_then_grows_and_then_stays_and_the_heads_epochs_do_not_count(trainer_of, before):
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(trainer._training_threat_model().eps)
+
+    trainer = trainer_of(
+        callbacks=[Watch], objective="fast", eps="0.08", eps_schedule="hinge", warm_start_epochs=before, max_steps=8
+    )
+    trainer.train()
+    assert seen == pytest.approx([0.0] * (3 * before) + [0, 0, 0.02, 0.04, 0.06, 0.08, 0.08, 0.08])
+
+
+def test_roli_trains_the_head_and_then_all_adversarially_and_keeps_the_most_robust_epoch(trainer_of):
+    trainer = trainer_of(
+        transfer="roli", warm_start_epochs=2, num_train_epochs=2, attack_steps=2, eval_attack_steps=2, eps="0.1",
+        learning_rate=0.05, save_strategy="epoch", unfreeze_warmup_steps=0.5,
+    )  # fmt: skip
+    trainer.train()
+    logs = trainer.state.log_history
+    assert all("loss_adversarial" in entry for entry in logs if "loss" in entry) and trainer.state.max_steps == 12
+    measured = {entry["step"]: entry["eval_robust_accuracy"] for entry in logs if "eval_robust_accuracy" in entry}
+    assert list(measured) == [3, 6, 9, 12]
+    assert trainer.evaluate()["eval_robust_accuracy"] == max(measured.values()) == trainer.state.best_metric
+
+
+def test_the_anchor_holds_adversarial_features_and_costs_no_attack_while_the_backbone_is_still(trainer_of, tmp_path):
+    options = {"transfer": "anchor", "warm_start_epochs": 1, "max_steps": 3, "attack_steps": 2, "eps": "0.1"}
+    trainer = trainer_of(feature_cache_dir=str(tmp_path / "features"), learning_rate=0.01, **options)
+    source = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    terms = [{name for name in entry if name.startswith("loss_")} for entry in trainer.state.log_history if "loss" in entry]
+    assert terms == [{"loss_natural"}] * 3 + [{"loss_natural", "loss_anchor"}] * 3
+    teacher = trainer.teacher.model.state_dict()
+    assert same(teacher, source)  # the model as it was given
+    assert not same(weights(trainer), source)

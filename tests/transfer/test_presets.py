@@ -59,7 +59,7 @@ def test_a_new_heads_rate_follows_from_the_first_training_images(tiny, digit_bat
 
 
 def test_an_unknown_transfer_and_a_rate_that_there_is_no_default_for_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="--transfer magic is unknown: use frozen, lwf or fine_tuned"):
+    with pytest.raises(UsageError, match="--transfer magic is unknown: use frozen, lwf, fine_tuned, roli or anchor"):
         RobustTrainingArguments(str(tmp_path), transfer="magic")
     with pytest.raises(UsageError, match=r"--learning_rate is missing: .* not for adamw_torch"):
         RobustTrainingArguments(str(tmp_path), transfer="lwf", optim="adamw_torch")
