@@ -17,6 +17,10 @@ def _no_source(features: Tensor) -> Tensor:
     raise UsageError("the objective compares features with those of a source: give it the trait of_source, as `trait` says")
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @dataclass(frozen=True)
 class TrainingStep:
     """One (micro-)batch of training, as an objective sees it.
@@ -54,8 +58,8 @@ class TrainingStep:
     features: Tensor | None = None
     slot: int = 0
     epoch: int = 0
-    distance_to_source: Callable[[Tensor], Tensor] = _no_source
-    summed: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    distance_to_source: Callable[[Tensor], Tensor] = field(default_factory=lambda: _no_source)
+    summed: Callable[[Tensor], Tensor] = field(default_factory=lambda: _alone)
 
     def clean(self) -> ClassifierOutput:
         """The student's output on the clean images; where their features are known, by the classifier layer alone."""
