@@ -39,6 +39,7 @@ class RandomCrops:
 
     def __init__(self, processor: BaseImageProcessor, least: float, *, seed: int, shared: bool = False) -> None:
         self.least, self.seed = least, seed
+        self.options = (least, seed, shared)
         self.channels, *self.size = to_pixels(processor)(Image.new("RGB", (64, 64))).shape
         self._epoch = torch.zeros((), dtype=torch.int64)
         if shared:

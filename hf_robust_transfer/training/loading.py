@@ -51,7 +51,7 @@ def workers(args: RobustTrainingArguments, dataset: Any) -> int:
 
 
 class BeginsCrops(TrainerCallback):
-    """Has random crops be those of the epoch that begins.
+    """Has random crops be those of the epoch that begins, before any of its images is read.
 
     Args:
         crops: gives them, or None for none.
@@ -191,9 +191,10 @@ class LoadingTrainer(Trainer):
         return as_pixels(batch["pixel_values"]).to(self.args.device), batch["labels"].to(self.args.device)
 
     def batches_in_order(self, size: int) -> DataLoader[Any]:
-        """The training images in the order of their data set, in batches of a size."""
+        """The training images in the order of their data set, in batches of a size; random crops are those of epoch 0."""
+        images = self.with_indices(self.train_dataset, "train")
         return DataLoader(
-            self.with_indices(self.train_dataset, "train"),
+            images if not self.args.random_resized_crop else self._cropped(images.dataset, self._random_crops()),
             size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -235,12 +236,20 @@ class LoadingTrainer(Trainer):
         if self.args.freeze == "backbone" and isinstance(given, PixelDataset) and self.caches_student_features:
             given = self._indexed([{"labels": label} for label in given.labels])
         elif self.args.random_resized_crop:
-            args = self.args
-            seed, shared = fold_in(args.seed, _CROPS), args.dataloader_num_workers > 0
-            self._crops = RandomCrops(cast(Any, self.processing_class), args.random_resized_crop, seed=seed, shared=shared)
-            given = Indexed(given, len(self._labels), self._labels, self._crops)
+            crops = self._random_crops()
+            if self._crops is None or self._crops.options != crops.options:  # else those that a training may be using
+                self._crops = crops
+            given = self._cropped(given, self._crops)
         with self._seen_as("train_dataset", given):
             return super().get_train_dataloader()
+
+    def _random_crops(self) -> RandomCrops:
+        args: Any = self.args
+        seed, shared = fold_in(args.seed, _CROPS), args.dataloader_num_workers > 0
+        return RandomCrops(cast(Any, self.processing_class), args.random_resized_crop, seed=seed, shared=shared)
+
+    def _cropped(self, dataset: Any, crops: RandomCrops) -> Indexed:
+        return Indexed(dataset, len(self._labels), self._labels, crops)
 
     def tell_of_images(self, dataset: Any, name: str) -> None:
         """Print, once and from one process, what is done to images; warn where most of them is thrown away.

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from tiny_models import DIGITS, PLAIN
 from torch.utils.data import Subset
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from hf_robust_transfer import (
     PixelClassifier,
@@ -139,14 +139,21 @@ def test_a_training_sees_the_crops_of_each_epoch_at_their_samples(trainer_of, ph
             seen.setdefault(index, []).append(pixels)
         return original(self, model, inputs, *args, **kwargs)
 
+    class Look(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            next(iter(trainer.get_train_dataloader()))  # whoever looks at the images does not change what is trained on
+
     monkeypatch.setattr(RobustTrainer, "compute_loss", watch)
     trainer = trainer_of(photos, num_train_epochs=2, max_steps=-1, **CROPS)
+    trainer.add_callback(Look())
     trainer.train()
+    again = torch.cat([batch["pixel_values"] for batch in trainer.batches_in_order(5)])
     crops = RandomCrops(trainer.processing_class, 0.35, seed=trainer._crops.seed)
     for epoch in range(2):
         crops.begin(epoch)
         for row, sample in enumerate(photos):
             assert torch.equal(seen[row][epoch], crops(sample["image"], row))
+            assert torch.equal(seen[row][epoch], again[row]) == (epoch == 0)  # what statistics are estimated on
 
 
 def test_a_resumed_training_and_one_of_smaller_batches_see_the_same_crops(trainer_of, photos, tmp_path):
