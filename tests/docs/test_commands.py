@@ -21,7 +21,7 @@ PAGES = [
     REPOSITORY / "README.md",
     *(
         HOW_TO / f"{name}.md"
-        for name in ("transfer", "interpolate", "evaluate", "publish", "export", "sources", "import", "extend")
+        for name in ("transfer", "interpolate", "evaluate", "publish", "export", "sources", "import", "extend", "photographs")
     ),
 ]
 
