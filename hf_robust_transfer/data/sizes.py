@@ -69,8 +69,8 @@ class Resizing(NamedTuple):
         fits = max(usual for usual in _USUAL if usual <= self.typical or usual == _USUAL[0])
         return (
             f"The images are made {self.shrinkage}: {100 * self.left:.2g} % of a typical one's pixels are left. Use a"
-            " source that was trained on larger images, as docs/how-to/photographs.md tells, or --image_size"
-            f" {fits} where the source takes images of any size (in Python load_model(…, image_size=…))"
+            " source that was trained on larger images (hf-robust-transfer sources lists some, docs/how-to/photographs.md"
+            f" tells more), or --image_size {fits} where it takes images of any size (in Python load_model(…, image_size=…))"
         )
 
 

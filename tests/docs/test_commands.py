@@ -21,7 +21,17 @@ PAGES = [
     REPOSITORY / "README.md",
     *(
         HOW_TO / f"{name}.md"
-        for name in ("transfer", "interpolate", "evaluate", "publish", "export", "sources", "import", "extend", "photographs")
+        for name in (
+            "transfer",
+            "interpolate",
+            "evaluate",
+            "publish",
+            "export",
+            "sources",
+            "import",
+            "extend",
+            "photographs",
+        )
     ),
 ]
 
