@@ -31,10 +31,13 @@ from ..evaluation.named_attacks import parse_attack
 from ..evaluation.report import eps_text, file_sha256
 from ..evaluation.subject import Subject, make_ready
 from ..hub import stand_alone
+from ..hub.access import checked_repo_id
 from ..modeling import PixelClassifier, pixel_statistics
 from ..modeling.importing import ExternalCheckpoint, import_checkpoint, is_of_imagenet, read_checkpoint
 from ..provenance import Origin, TrainedFor
 from ..run_folder import CONFIG_NAME, check_writable
+from ..runs.record import hub_id_of
+from ..sharing import shown
 from ..threat_model import ThreatModel, parse_eps
 from .main import run_command
 from .options import parse_json_object
@@ -73,6 +76,13 @@ class ImportArguments:
             " default that is not known, and the robust accuracy is measured at 8/255, with ImageNet's classes at 4/255."
         },
     )
+    source: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the file is from, a Hub id or a link, which the cards of what comes of it tell; of a file in the"
+            " Hub's cache that is known."
+        },
+    )
     license: str | None = field(
         default=None, metadata={"help": "Of its weights, as a Hub identifier: what is made from it is bound by it."}
     )
@@ -90,6 +100,11 @@ class ImportArguments:
         if self.norm == "l2" and self.eps is None:
             raise UsageError("--norm l2 needs --eps, as its radius is another for every network: 3.0 for most of ImageNet")
         self.threat_model(classes_of_imagenet=False)
+        if self.source is not None and "://" not in self.source:
+            try:
+                checked_repo_id(self.source)
+            except UsageError:
+                raise UsageError(f"--source {self.source} is neither a Hub id (you/name) nor a link (https://…)") from None
 
     def threat_model(self, *, classes_of_imagenet: bool) -> ThreatModel:
         """What the robust accuracy is measured for.
@@ -166,6 +181,10 @@ def main(argv: Sequence[str]) -> None:
 def _trained_for(args: ImportArguments) -> dict[str, Any]:
     """What is known of the network's training, and of the file that it is from; its name may say more than it should."""
     known: dict[str, Any] = {"license": args.license, "norm": args.norm, "eps": args.eps}
+    if args.source is not None and "://" in args.source:
+        known["url"] = shown(args.source)
+    else:
+        known["model_id"] = args.source or hub_id_of(str(Path(args.file).parent))
     origin = Origin(name="an imported file", sha256=file_sha256(Path(args.file)), **known)
     known_for = TrainedFor(args.norm, source=origin.to_dict()).to_dict() | {"eps": args.eps}
     return {name: value for name, value in known_for.items() if name != "eps" or value is not None}

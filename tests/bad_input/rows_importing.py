@@ -52,5 +52,6 @@ ROWS = [
     Row("import with an attack on fewer than no images", f"{RESNET} --attack_samples -1", "--attack_samples -1"),
     Row("import with an ε of 8", f"{RESNET} --eps 8", "--eps"),
     Row("import with a norm that there is not", f"{RESNET} --norm l7", "--norm"),
+    Row("import from nowhere", f"{RESNET} --source 'my drive'", "--source my drive is neither a Hub id"),
     Row("import for l2 without a radius", f"{RESNET} --norm l2", "--norm l2 needs --eps"),
 ]  # fmt: skip

@@ -202,6 +202,24 @@ def test_the_robust_accuracy_is_that_of_the_same_attack_on_the_imported_model(ta
     assert report.attacks[0].accuracy.value < report.clean.value
 
 
+@pytest.mark.parametrize(
+    ("place", "source", "told"),
+    [
+        (".", ("--source", "you/robust"), "base_model: you/robust\n"),
+        (".", ("--source", "https://example.org/robust.pt"), "an imported file: https://example.org/robust.pt."),
+        ("models--you--cached/snapshots/0a1b", (), "base_model: you/cached\n"),
+        (".", (), "an imported file, sha256"),
+    ],
+)
+def test_where_a_file_is_from_is_told_by_the_card(task, tmp_path, run_here, place, source, told):
+    file = tmp_path / place / "robust.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(task / "robust.pt", file)
+    run_here(file, *TINY_WRN, "--labels", *"abc", *source, "--output_dir", tmp_path / "source")
+    card = model_card(read_facts(tmp_path / "source"), "me/mine").content
+    assert told in card.replace("\\", "") and "The licence of that source is not known" in card
+
+
 def test_robust_accuracy_far_below_clean_accuracy_is_warned_of(task, tmp_path, run_here):
     arguments = (task / "robust.pt", *TINY_WRN, "--dataset_name", task / "images", "--eps", "64/255")
     output = run_here(*arguments, "--output_dir", tmp_path / "source")
