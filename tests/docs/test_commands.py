@@ -17,23 +17,8 @@ from hf_robust_transfer.modeling import create_model
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOW_TO = REPOSITORY / "docs" / "how-to"
 # many-gpus.md needs GPUs; those of docs/results need data and sources of hours.
-PAGES = [
-    REPOSITORY / "README.md",
-    *(
-        HOW_TO / f"{name}.md"
-        for name in (
-            "transfer",
-            "interpolate",
-            "evaluate",
-            "publish",
-            "export",
-            "sources",
-            "import",
-            "extend",
-            "photographs",
-        )
-    ),
-]
+NAMES = ("transfer", "photographs", "interpolate", "evaluate", "publish", "export", "sources", "import", "extend")
+PAGES = [REPOSITORY / "README.md", *(HOW_TO / f"{name}.md" for name in NAMES)]
 
 
 def commands(page):
