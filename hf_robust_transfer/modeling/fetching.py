@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import timm
 import torch
 from filelock import FileLock
 from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
@@ -25,7 +26,6 @@ from ..provenance import Origin, TrainedFor
 from ..run_folder import CARD_NAME, CONFIG_NAME, read_json
 from ..sharing import without_tokens
 from .classifier import PixelClassifier, full_precision
-from .creating import create_model
 from .importing import import_checkpoint, read_checkpoint
 from .input_size import input_shape
 from .source_list import Source
@@ -106,15 +106,18 @@ def fetch_source(
     try:
         if not (folder / CONFIG_NAME).is_file():  # another process was not faster
             options = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-            found = _download(source, revision, options) if file is None else _given(Path(file))
+            found = _download(source, revision, options) if file is None else _given(source, Path(file))
             _import(source, found, folder)
     finally:
         lock.release()
     return folder
 
 
-def _given(file: Path) -> _Downloaded:
-    return _Downloaded([file], read_json(file.with_name(CONFIG_NAME)) or {}, None, None)
+def _given(source: Source, file: Path) -> _Downloaded:
+    config = read_json(file.with_name(CONFIG_NAME)) if source.layout == "transformers" else {}
+    if config is None:
+        raise UsageError(f"{file} needs the {CONFIG_NAME} of its repository beside it, which says what weights do not show")
+    return _Downloaded([file], config, None, None)
 
 
 def _download(source: Source, revision: str, options: dict[str, Any]) -> _Downloaded:
@@ -156,7 +159,8 @@ def _all(patterns: tuple[str, ...], options: dict[str, Any]) -> list[Path]:
 
 def _unreachable(source: Source, error: Exception) -> str:
     reason = without_tokens(" ".join(str(error).split()))[:200].rstrip(".")
-    patterns = " ".join(f"--include '{name}'" for name in source.files)
+    names = (CONFIG_NAME, *source.files) if source.layout == "transformers" else source.files
+    patterns = " ".join(f"--include '{name}'" for name in names)
     return (
         f"source {source.name} is not here yet, and {source.repo_id} cannot be downloaded ({reason}). Where there is a"
         f" network, `hf download {source.repo_id} {patterns} --local-dir .` gets it; with the file here,"
@@ -216,12 +220,13 @@ def _imported(source: Source, found: _Downloaded) -> tuple[PreTrainedModel, Base
     else:
         checkpoint = read_checkpoint(found.files[0])
     if source.layout != "checkpoint":
-        network: Any = create_model(source.architecture, id2label={0: ""}, model_args=dict(source.model_args))[0]
+        with torch.device("meta"):  # only its shapes count
+            network = timm.create_model(source.architecture, **source.model_args)
         try:
             if source.layout == "transformers":
-                tower = of_transformers(checkpoint.weights, network.timm_model, found.config)
+                tower = of_transformers(checkpoint.weights, network, found.config)
             else:
-                tower = of_open_clip(checkpoint.weights, network.timm_model)
+                tower = of_open_clip(checkpoint.weights, network)
         except UsageError as error:
             raise UsageError(f"{checkpoint.file} {error}") from error
         checkpoint = checkpoint._replace(weights=tower)

@@ -21,10 +21,12 @@ from transformers import AutoModelForImageClassification
 from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.hub import publish
+from hf_robust_transfer.hub.origin import describe_origin
 from hf_robust_transfer.modeling import PixelClassifier, load_model
 from hf_robust_transfer.modeling.fetching import fetch_source, source_folder
 from hf_robust_transfer.modeling.source_list import SOURCES
-from hf_robust_transfer.provenance import TrainedFor
+from hf_robust_transfer.provenance import Origin, TrainedFor
+from hf_robust_transfer.sharing import check_for_secrets, shareable
 
 LABELS = {0: "cat", 1: "dog"}
 
@@ -234,6 +236,26 @@ def test_the_file_of_a_source_on_no_hub_is_imported_once_and_then_has_its_name(h
     run_command("sources", ["small", "--cache_dir", cache])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.startswith("small")}
     assert "  here  " in lines["small-ares"] and "  here  " not in lines["small-madry"] and len(lines) == 6
+
+
+def test_the_file_of_a_clip_needs_its_configuration_beside_it(hub, cache, tmp_path):
+    clip = made.clip_model()
+    files = made.of_transformers(clip)
+    (tmp_path / "model.safetensors").write_bytes(files["model.safetensors"])
+    with pytest.raises(UsageError, match=r"model\.safetensors needs the config\.json of its repository beside it"):
+        fetch_source(made.LEAF, file=tmp_path / "model.safetensors", cache_dir=cache)
+    (tmp_path / "config.json").write_bytes(files["config.json"])
+    fetch_source(made.LEAF, file=tmp_path / "model.safetensors", cache_dir=cache)
+    model, _ = load_model("small-leaf", cache_dir=cache)
+    assert TrainedFor.of(model.config).origin.revision is None
+
+
+def test_what_is_said_of_a_source_s_origin_may_be_published():
+    for source in SOURCES.values():
+        known = {"model_id": source.repo_id, "url": source.url, "license": source.license, "eps": source.eps}
+        origin = Origin(name=source.name, norm=source.norm, reference=source.reference, **known)
+        check_for_secrets("README.md", describe_origin(origin))
+        assert shareable(origin.to_dict()) == origin.to_dict()
 
 
 def test_the_list_is_json_too_and_says_when_nothing_is_found(capsys, error_of):
