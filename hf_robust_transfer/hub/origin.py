@@ -59,6 +59,8 @@ def describe_origin(origin: Origin) -> str:
     first = f"Its weights come from {place}."
     if origin.license is None:
         return f"{first} The licence of that source is not known: ask its authors before you pass this model on."
+    if origin.license == "other":
+        return f"{first} That source has a licence of its own: read there what it asks for."
     asked = _asked(origin.license)
     return f"{first} The licence of that source is {origin.license}" + (f": {asked}." if asked else ".")
 

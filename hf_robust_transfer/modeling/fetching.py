@@ -174,7 +174,7 @@ def _license(options: dict[str, Any]) -> str | None:
         stated = ModelCard.load(hf_hub_download(filename=CARD_NAME, **options)).data.to_dict()
     except Exception:  # no card, or none that can be read
         return None
-    name = stated.get("license_name") if stated.get("license") == "other" else stated.get("license")
+    name = stated.get("license")
     return name if isinstance(name, str) else None
 
 

@@ -54,15 +54,13 @@ def accuracy_kept(
         The shares of images that are classified right as they are, and also after the attack.
     """
     clean, robust = 0, 0
-    for first in range(0, len(images), _AT_A_TIME):
-        shown, wanted = images[first : first + _AT_A_TIME], labels[first : first + _AT_A_TIME]
-        indices = torch.arange(first, first + len(shown), device=shown.device)
-        with full_precision(classifier):
-            attacked = pgd(classifier, shown, wanted, threat_model, steps=STEPS, indices=indices)
-            with torch.no_grad(), untouched(classifier):
-                right = classifier(shown).argmax(1) == wanted
-                withstands = right & (classifier(attacked).argmax(1) == wanted)
-        clean, robust = clean + int(right.sum()), robust + int(withstands.sum())
+    with full_precision(classifier), torch.no_grad(), untouched(classifier):
+        for rows in torch.arange(len(images), device=images.device).split(_AT_A_TIME):
+            right = rows[classifier(images[rows]).argmax(1) == labels[rows]]
+            if len(right):  # the others are not robust, whatever an attack makes of them
+                attacked = pgd(classifier, images[right], labels[right], threat_model, steps=STEPS, indices=right)
+                robust += int((classifier(attacked).argmax(1) == labels[right]).sum())
+            clean += len(right)
     return clean / len(images), robust / len(images)
 
 
