@@ -70,7 +70,7 @@ class Resizing(NamedTuple):
         return (
             f"The images are made {self.shrinkage}: {100 * self.left:.2g} % of a typical one's pixels are left. Use a"
             " source that was trained on larger images (hf-robust-transfer sources lists some, docs/how-to/photographs.md"
-            f" tells more), or, where it takes images of any size, --image_size {fits} (in Python image_size= of load_model)"
+            f" tells more), or, where it takes any size, --image_size {fits} (in Python image_size= of load_model)"
         )
 
 
