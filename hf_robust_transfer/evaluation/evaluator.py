@@ -5,6 +5,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from evaluate import EvaluationModule
 from evaluate.evaluator.base import Evaluator
@@ -129,7 +130,8 @@ class RobustnessEvaluator(Evaluator):
         task = Task(self.attack, self.threat_model)
         began = perf_counter()
         dataset = PixelDataset(images, processor, "evaluation")
-        tell_of_images(resizing_of(dataset), dataset.name)
+        if PartialState().is_main_process:
+            tell_of_images(resizing_of(dataset), dataset.name)
         subject = make_ready(classifier, dataset, self.settings)
         outcomes = attack_in_chunks(subject, dataset, [task], progress=False)
         time = self._compute_time_perf(began, perf_counter(), len(images))

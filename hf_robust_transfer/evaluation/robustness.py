@@ -133,6 +133,8 @@ def evaluate_robustness(
         label_column_name=label_column_name,
     )
     subject = make_ready(classifier, dataset, settings, labels=labels, surrogate=surrogate)
+    if progress and PartialState().is_main_process:
+        tell_of_images(resizing_of(dataset), split)
     return evaluate_subject(
         subject,
         dataset,
@@ -172,8 +174,6 @@ def evaluate_subject(
     """
     began = time.perf_counter()
     resizing = resizing_of(dataset)
-    if progress and PartialState().is_main_process:
-        tell_of_images(resizing, split)
     settings = subject.settings
     plan = _planned(subject, threat_model, attacks)
     outcomes = attack_in_chunks(subject, dataset, plan.tasks, folder=folder, progress=progress)

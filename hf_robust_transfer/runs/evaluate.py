@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from ..data import DataArguments, PixelDataset, load_evaluation_split
+from ..data.sizes import resizing_of, tell_of_images
 from ..errors import UsageError
 from ..evaluation.named_attacks import attack_summaries, parse_attacks
 from ..evaluation.plots import plot_curve, plot_examples
@@ -197,6 +198,8 @@ def _evaluate_checkpoint(
         images, split = load_evaluation_split(data, labels=classifier.labels, split=args.split, **seeds, **hub_options)
     dataset = PixelDataset(images, processor, split)
     dataset.check(state.process_index, state.num_processes)
+    if state.is_main_process:
+        tell_of_images(resizing_of(dataset), split)
     subject = make_ready(classifier, dataset, settings, surrogate=surrogate)
     report = evaluate_subject(
         subject,

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from ..atomic import write_json
 from ..data import DataArguments, PixelDataset, as_pixels, collate, load_evaluation_split, load_image_splits
+from ..data.sizes import resizing_of, tell_of_images
 from ..errors import UsageError, listed
 from ..evaluation.named_attacks import parse_attacks
 from ..evaluation.report import eps_text
@@ -157,6 +158,8 @@ def interpolate_checkpoints(
             images, split = load_evaluation_split(data, labels=ends[0].labels, split="validation", **seeds, **hub_options)
         dataset = PixelDataset(images, ends[0].processor, split)
         dataset.check(state.process_index, state.num_processes)
+        if state.is_main_process:
+            tell_of_images(resizing_of(dataset), split)
         model_at = _way(ends, lambda: _training_batches(data, ends[0], trained_for.seed, state, hub_options))
         if overwrite and state.is_main_process:
             clear(folder)

@@ -71,8 +71,9 @@ def test_weights_and_buffers_lie_on_the_straight_line(tiny):
     assert all(torch.equal(tensor, before[0][name]) for name, tensor in one.state_dict().items())
 
 
-def test_the_points_are_what_an_evaluation_measures_and_the_chosen_model_is_left(ends, tmp_path, pixels):
+def test_the_points_are_what_an_evaluation_measures_and_the_chosen_model_is_left(ends, tmp_path, pixels, capsys):
     command(ends, tmp_path / "between", "--alphas", "0", "0.5", "1", "--choose", "0.25")
+    assert capsys.readouterr().out.count(" images, 8 × 8 px, as they are") == 1  # of all evaluations
     found = json.loads((tmp_path / "between/interpolation.json").read_text())
     assert [point["alpha"] for point in found["points"]] == [0, 0.25, 0.5, 1]
     one, processor = load_model(str(ends / "one"))
