@@ -232,6 +232,9 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
         crops: cut out of each image, as it lies in its file, for which the data set must be a `PixelDataset`, or a subset
             or concatenation of such ones.
 
+    Attributes:
+        labels_only: a boolean tensor: leave out the pixels, which a `PixelDataset` then does not read.
+
     Raises:
         UsageError: the names differ, or there are no images to cut crops out of; on reading, an item whose label the model
             does not have.
@@ -241,6 +244,7 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
         self, dataset: Any, num_labels: int, names: Sequence[str] | None = None, crops: RandomCrops | None = None
     ) -> None:
         self.dataset, self.num_labels, self.crops = dataset, num_labels, crops
+        self.labels_only = torch.tensor(False)
         if crops is not None:
             check_that_it_can_be_cropped(dataset)
         if names is not None:
@@ -253,10 +257,13 @@ class Indexed(torch.utils.data.Dataset[dict[str, Any]]):
         """The samples of a batch; those that are to be decoded for it, by several threads."""
         dataset, _ = resolved(self.dataset, indices[0])
         decodes = isinstance(dataset, PixelDataset) and (self.crops is not None or not dataset.in_memory)
+        decodes = decodes and not self.labels_only
         return list((in_threads if decodes else map)(self.__getitem__, indices))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self.crops is None:
+        if self.labels_only:
+            item = {"labels": self.dataset.labels[index]}
+        elif self.crops is None:
             item = self.dataset[index]
         else:
             dataset, row = resolved(self.dataset, index)

@@ -33,7 +33,7 @@ from ..modeling import PixelClassifier
 from ..modeling.adapters import is_adapted
 from ..objectives import ObjectiveOutput, trait
 from ..randomness import fold_in
-from ..transfer import head_learning_rate
+from ..transfer import HeadWarmStart, head_learning_rate
 from .arguments import RobustTrainingArguments
 from .gate import check_that_it_takes, head_takes_features
 from .preparing import check_that_it_merges
@@ -50,21 +50,19 @@ def workers(args: RobustTrainingArguments, dataset: Any) -> int:
     return 0 if kept or args.device.type == "cpu" else min(8, cores)
 
 
-class BeginsCrops(TrainerCallback):
-    """Has random crops be those of the epoch that begins, before any of its images is read.
+class BeginsEpochs(TrainerCallback):
+    """Tells of each epoch that begins, before any of its images is read.
 
     Args:
-        crops: gives them, or None for none.
+        begin: is told the state of training.
     """
 
-    def __init__(self, crops: Callable[[], RandomCrops | None]) -> None:
-        self.crops = crops
+    def __init__(self, begin: Callable[[TrainerState], None]) -> None:
+        self._begin = begin
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Before any of the epoch's images is read."""
-        crops = self.crops()
-        if crops is not None:
-            crops.begin(int(state.epoch or 0))
+        """Tell."""
+        self._begin(state)
 
 
 class LoadingTrainer(Trainer):
@@ -72,6 +70,8 @@ class LoadingTrainer(Trainer):
 
     args: RobustTrainingArguments
     training_objective: Callable[..., ObjectiveOutput]
+    warm_start: HeadWarmStart
+    steps_per_epoch: int
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class LoadingTrainer(Trainer):
         self._columns = {"image_column_name": image_column_name, "label_column_name": label_column_name}
         self._ready: list[Any] = []  # what was made of the data sets that were given
         self._crops: RandomCrops | None = None
+        self._labels_only = torch.tensor(False)  # for an epoch whose features are known
         self._told: set[str | int] = set()
         self._has_warned = False
         self.train_dataset, self.eval_dataset = _one(train_dataset, "train"), _one(eval_dataset, "validation")
@@ -104,7 +105,7 @@ class LoadingTrainer(Trainer):
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
         if model is None:
             self._make_ready()
-        self.add_callback(BeginsCrops(lambda: self._crops))
+        self.add_callback(BeginsEpochs(self._begin_epoch))
 
     def _make_ready(self) -> None:
         """Make data sets of pixels of what was given, and see that there is something to train on."""
@@ -240,8 +241,25 @@ class LoadingTrainer(Trainer):
             if self._crops is None or self._crops.options != crops.options:  # else those that a training may be using
                 self._crops = crops
             given = self._cropped(given, self._crops)
-        with self._seen_as("train_dataset", given):
+        shown = self.with_indices(given, "train")
+        if isinstance(given, PixelDataset):
+            shown.labels_only = self._labels_only
+        if self.args.dataloader_num_workers > 0:
+            self._labels_only.share_memory_()
+        with self._seen_as("train_dataset", shown):
             return super().get_train_dataloader()
+
+    def _begin_epoch(self, state: TrainerState) -> None:
+        """Have random crops be those of this epoch, and read no image for one in which known features are all there is."""
+        if self._crops is not None:
+            self._crops.begin(int(state.epoch or 0))
+        ends = (state.global_step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        self._labels_only.fill_(self.knows_student_features and ends <= self.warm_start.phases.head)
+
+    @property
+    def knows_student_features(self) -> bool:
+        """Whether the features of a backbone that is still are known, in this training."""
+        return False
 
     def _random_crops(self) -> RandomCrops:
         args: Any = self.args

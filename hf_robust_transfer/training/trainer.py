@@ -229,6 +229,11 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             summed=partial(self.accelerator.reduce, reduction="sum"),
         )
 
+    @property
+    def knows_student_features(self) -> bool:
+        """Whether the features of a backbone that is still are known, in this training."""
+        return self._student_features is not None
+
     def _augmented(self, inputs: dict[str, Any], epoch: int) -> Tensor:
         images, seed = as_pixels(inputs["pixel_values"]), fold_in(self.args.seed, _AUGMENTATION, epoch)
         crop, flip = self.args.random_crop, self.args.random_flip

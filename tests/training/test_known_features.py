@@ -106,6 +106,22 @@ def test_frozen_training_reads_each_image_once(train, monkeypatch):
     assert sorted(read) == list(range(40))
 
 
+def test_the_heads_own_epochs_read_no_image(train, monkeypatch):
+    shown = []
+    original = PixelDataset.__getitem__
+    monkeypatch.setattr(PixelDataset, "__getitem__", lambda self, row: shown.append(row) or original(self, row))
+    options = {"lwf_weight": 0.5, "max_steps": 3, "per_device_train_batch_size": 16, "warm_start_learning_rate": 0.5}
+    counts = []
+    for epochs in (1, 1, 4):  # the first run computes the features
+        trainer, _ = train(warm_start_epochs=epochs, teacher_seed=3, **options)
+        counts.append(len(shown))
+        shown.clear()
+    assert trainer.state.global_step == 15 and counts[1] == counts[2]
+    plain, _ = train(warm_start_epochs=4, teacher_seed=3, cache_features=False, **options)
+    for name, expected in plain.model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_random_crop_or_the_option_makes_every_step_compute_its_features(train):
     for options in ({"random_crop": 1}, {"cache_features": False}):
         _, shown = train(**FROZEN, **options)
