@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers.utils import logging
 
 from ..errors import UsageError
 from ..run_folder import ADAPTER_CONFIG_NAME
@@ -17,6 +18,8 @@ from .resizing import at_size
 from .source_list import Source
 from .sources import ADVISED, find_source, near
 from .weights import building_at_most, check_config, check_weights, size_limit
+
+logger = logging.get_logger(__name__)
 
 
 def load_model(
@@ -72,7 +75,10 @@ def load_model(
             f"model_args build an untrained timm architecture, but {name_or_path!r} is none: leave them out to load it as a"
             " checkpoint folder or a Hub id"
         )
-    source = None if Path(name_or_path).is_dir() else find_source(name_or_path)
+    source = find_source(name_or_path)
+    if source is not None and Path(name_or_path).is_dir():
+        logger.warning_once(f"{name_or_path} is a folder here: it is used, and not the source of that name")
+        source = None
     if source is not None and (processor is None or source.name == name_or_path):
         if processor is not None:
             raise UsageError(f"source {source.name} comes with its image processor: leave out the other one")

@@ -112,13 +112,13 @@ def test_a_clip_of_transformers_may_be_in_several_files_or_pickled(hub, cache, k
         torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_local_folder_goes_before_a_source_of_its_name(hub, cache, tiny, tmp_path, monkeypatch):
+def test_a_local_folder_goes_before_a_source_of_its_name(hub, cache, tiny, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for part in tiny("timm-convnext"):
         part.save_pretrained(made.MADRY.name)
     hub.requests.clear()
     assert load_model(made.MADRY.name, cache_dir=cache)[0].config.architecture == "convnext_tiny"
-    assert not hub.requests
+    assert not hub.requests and "small-madry is a folder here" in caplog.text
 
 
 def test_another_revision_is_another_source(hub, cache):
