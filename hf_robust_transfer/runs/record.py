@@ -88,9 +88,14 @@ def hub_id_of(model: str) -> str | None:
     cached = re.search(r"models--(.+?)--(.+?)/snapshots/[0-9a-f]+$", folder.absolute().as_posix())
     if cached is not None:
         return f"{cached[1]}/{cached[2]}"
-    training = (read_json(folder / CONFIG_NAME) or {}).get("robust_training") or {}
+    training = _object((read_json(folder / CONFIG_NAME) or {}).get("robust_training"))
     record = read_json(folder / RECORD_NAME) or {}
-    return training.get("hub_id") or record.get("base_model_id") or (training.get("source") or {}).get("model_id")
+    return training.get("hub_id") or record.get("base_model_id") or _object(training.get("source")).get("model_id")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """What a file says, where it says anything."""
+    return value if isinstance(value, dict) else {}
 
 
 def identity(args: RobustTrainingArguments, data: DataArguments | None, more: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,16 @@
 """Robust sources by name that cannot be had, and what is called adversarial and is no robust source."""
 
 from row import Row
+from rows_models import EVALUATE, PUBLISH, changed, damaged
 
 from hf_robust_transfer.modeling import load_model
 
 ON_NO_HUB, ON_THE_HUB = "singh2023-convnext-t-linf-eps4", "salman2020-resnet18-linf-eps4"
 FINETUNE = "finetune <finetune> --model_name_or_path"
+
+
+def from_source(value):
+    return changed(robust_training={"norm": "linf", "eps": "8/255", "source": value})
 
 
 def text_file(here, places):
@@ -59,5 +64,16 @@ ROWS = [
         "AdvProp weights as a teacher",
         "finetune <finetune> --teacher_name_or_path timm/tf_efficientnet_b7.ap_in1k",
         "timm/tf_efficientnet_b7.ap_in1k is no robust source",
+    ),
+    *(
+        Row(f"an origin of {value!r}", command, ("robust_training", words), damaged(config=from_source(value)))
+        for command in (EVALUATE, PUBLISH)
+        for value, words in (("here", "source 'here'"), ({"license": 3}, "license 3"), ({"eps": 4}, "eps 4"))
+    ),
+    Row(
+        "a licence that the source forbids",
+        f"{PUBLISH} --license mit",
+        ("--license mit is not open to this model", "no commercial use", "Leave --license out"),
+        damaged(config=from_source({"name": "somebody-s", "license": "cc-by-nc-4.0"})),
     ),
 ]
