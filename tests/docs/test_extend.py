@@ -11,7 +11,7 @@ from tiny_models import PLAIN
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, ThreatModel, evaluate_robustness
 from hf_robust_transfer.modeling import create_model, load_model
-from hf_robust_transfer.modeling.importing import RENAMINGS
+from hf_robust_transfer.modeling.layouts import RENAMINGS
 from hf_robust_transfer.objectives import OBJECTIVES
 from hf_robust_transfer.transfer import DISTANCES
 
