@@ -317,6 +317,7 @@ def test_every_strategy_publishes_what_it_says_and_no_pickled_arguments(tmp_path
         assert len(hub.commits("user/end")) == 2 and len(hub.commits("user/every_save")) in (3, 4)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_publishes(tmp_path, images):
     with HubServer(tmp_path / "hub") as hub:
         launch = (

@@ -15,6 +15,7 @@ from data_folders import write_splits
 from safetensors.torch import load_file
 
 from hf_robust_transfer import PixelClassifier, PixelDataset, load_image_splits, load_model
+from hf_robust_transfer.cli import quickstart
 from hf_robust_transfer.cli.finetune import FinetuningArguments
 from hf_robust_transfer.cli.main import run_command
 from hf_robust_transfer.data import DataArguments, as_pixels
@@ -315,6 +316,19 @@ print(json.dumps(list(model.config.id2label.values())))
 """
 
 
+def test_the_embedded_example_leaves_a_table_and_a_model_after_two_steps_of_each_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(quickstart.COMMON, "max_steps", 2)
+    run_here("quickstart", "--output_dir", tmp_path / "two", "--use_cpu")
+    folder = tmp_path / "two"
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert set(comparison) == {"robust_source", "natural_source"}
+    assert all(set(row) == {"frozen", "fine_tuned", "lwf"} for row in comparison.values())
+    assert quickstart.table(comparison, 269) in capsys.readouterr().out
+    model, _ = load_model(str(folder))
+    assert list(model.config.id2label.values()) == list("56789")
+
+
+@pytest.mark.slow
 def test_the_embedded_example_shows_that_robustness_transfers(tmp_path, monkeypatch, error_of):
     status, output, errors = run("finetune.py", cwd=tmp_path)
     assert status == 0, errors

@@ -65,7 +65,7 @@ WARM_LWF = {
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("kind", ["timm-convnext", "timm-resnet", "timm-vit"])
+@pytest.mark.parametrize("kind", ["timm-convnext", "timm-resnet", pytest.param("timm-vit", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [FROZEN, WARM_LWF], ids=["frozen", "warm start and LwF"])
 def test_training_on_known_features_ends_with_the_same_weights(train, kind, options, flip):
     plain, shown_plain = train(kind, cache_features=False, random_flip=flip, teacher_seed=3, **options)

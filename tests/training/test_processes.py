@@ -100,7 +100,7 @@ def test_a_run_killed_in_mid_epoch_ends_with_the_weights_of_one_that_was_not(tmp
     ("objective", "lwf_weight", "crop"),
     [
         ("natural", 0.5, 0),
-        ("pgd", 0.0, 1),
+        pytest.param("pgd", 0.0, 1, marks=pytest.mark.slow),
         pytest.param("natural", 0.5, 1, marks=pytest.mark.slow),
         pytest.param("trades", 0.5, 1, marks=pytest.mark.slow),
     ],
@@ -162,6 +162,7 @@ def check_same_training(one, two):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_evaluate_with_the_batch_norm_statistics_that_are_saved(tmp_path):
     config = {
         **WRN,
