@@ -95,14 +95,7 @@ def train_and_evaluate(
             raise UsageError("a run leaves a whole model, which --merge_adapter false does not: leave it out")
         args.merge_adapter = True
     set_seed(args.seed)
-    datasets: dict[str, PixelDataset] = {}
-    for name in ("train", "validation", "test"):
-        split = getattr(splits, name)
-        if split is not None:
-            keep = name != "train" or not args.random_resized_crop
-            datasets[name] = PixelDataset(split, processor, name, keep=keep)
-            datasets[name].check(args.process_index, args.world_size)
-    args.threat_model.check_radius(datasets["train"][0]["pixel_values"].shape)
+    datasets = _datasets(splits, processor, args)
     trainer = RobustTrainer(
         model,
         args,
@@ -132,17 +125,7 @@ def train_and_evaluate(
             training_images=images,
             halved_at=trainer.halvings,
         )
-    try:
-        metrics["eval"] = trainer.evaluate()
-        if "test" in datasets:
-            test: Dataset[Any] = datasets["test"]
-            metrics["test"] = trainer.evaluate(test, metric_key_prefix="test")
-    except FloatingPointError:
-        if args.should_save:  # nothing is left that could be taken for a trained model and published
-            for path in Path(str(args.output_dir)).iterdir():
-                if is_of_a_model(path.name) or path.name == results_name("train"):
-                    path.unlink()
-        raise
+    metrics |= _evaluate(trainer, datasets.get("test"))
     results = {key: value for values in metrics.values() for key, value in values.items()}
     for name, values in metrics.items():
         if name != "train":
@@ -155,6 +138,19 @@ def train_and_evaluate(
     return results
 
 
+def _datasets(splits: ImageSplits, processor: BaseImageProcessor, args: RobustTrainingArguments) -> dict[str, PixelDataset]:
+    """The splits that there are, by name, once all of their images have been seen to be readable."""
+    datasets: dict[str, PixelDataset] = {}
+    for name in ("train", "validation", "test"):
+        split = getattr(splits, name)
+        if split is not None:
+            keep = name != "train" or not args.random_resized_crop
+            datasets[name] = PixelDataset(split, processor, name, keep=keep)
+            datasets[name].check(args.process_index, args.world_size)
+    args.threat_model.check_radius(datasets["train"][0]["pixel_values"].shape)
+    return datasets
+
+
 def _train(trainer: RobustTrainer, resume_from: str | None) -> dict[str, float]:
     trained = trainer.train(resume_from_checkpoint=resume_from)
     trainer.save_model(_internal_call=True)  # published when all of it is there
@@ -163,6 +159,21 @@ def _train(trainer: RobustTrainer, resume_from: str | None) -> dict[str, float]:
     trainer.save_state()
     _write(trainer, results_name("train"), trained.metrics)
     return trained.metrics
+
+
+def _evaluate(trainer: RobustTrainer, test: Dataset[Any] | None) -> dict[str, dict[str, float]]:
+    """Metrics on validation and test images."""
+    try:
+        metrics = {"eval": trainer.evaluate()}
+        if test is not None:
+            metrics["test"] = trainer.evaluate(test, metric_key_prefix="test")
+    except FloatingPointError:
+        if trainer.args.should_save:  # nothing is left that could be taken for a trained model and published
+            for path in Path(str(trainer.args.output_dir)).iterdir():
+                if is_of_a_model(path.name) or path.name == results_name("train"):
+                    path.unlink()
+        raise
+    return metrics
 
 
 def _trained_before(trainer: RobustTrainer) -> dict[str, float] | None:

@@ -183,7 +183,8 @@ class RobustTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "Before --num_train_epochs or --max_steps, train the head alone for so many epochs; it and what follows"
-            " have a schedule each, of --lr_scheduler_type. In place of --warm_start_steps."
+            " have a schedule each, of --lr_scheduler_type. In place of --warm_start_steps; by default 5 for roli and 20"
+            " for anchor."
         },
     )
     warm_start_learning_rate: float | None = field(
@@ -193,19 +194,23 @@ class RobustTrainingArguments(TrainingArguments):
         default=None,
         metadata={
             "help": "After the warm start, let the learning rate grow over so many steps; below 1, a share of all, or with"
-            " --warm_start_epochs of all that follow them: by default 0.3 for lwf and 0.1 for fine_tuned."
+            " --warm_start_epochs of all that follow them: by default 0.3 for lwf, 0.1 for fine_tuned and 0.15 for roli and"
+            " anchor."
         },
     )
     halve_on_divergence: int = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "How often to go back to the last checkpoint (before the first, to the start) and halve the learning"
-            " rate when the loss becomes NaN or infinite, before giving up: by default 3 for lwf and fine_tuned, else 0."
+            " rate when the loss becomes NaN or infinite, before giving up: by default 3 with --transfer, but for frozen,"
+            " else 0."
         },
     )
     batch_norm_eval: bool | None = field(
         default=None,
-        metadata={"help": "Keep the backbone's batch-norm on its running statistics; by default exactly when LwF is on."},
+        metadata={
+            "help": "Keep the backbone's batch-norm on its running statistics; by default with --transfer and with LwF."
+        },
     )
     lwf_weight: float = field(  # type: ignore[assignment]
         default=None,

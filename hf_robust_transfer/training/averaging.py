@@ -1,6 +1,6 @@
 """A `Trainer` that evaluates and saves the average of its weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +32,7 @@ class AveragingTrainer(Trainer):
     model: PreTrainedModel
     warm_start: HeadWarmStart
     steps_per_epoch: int
+    pixel_batches: Callable[[], Iterator[Tensor]]
     average: WeightAverage | None = None
 
     def check_averaging(self) -> None:
@@ -91,10 +92,6 @@ class AveragingTrainer(Trainer):
             buffers = {f"buffer.{name}": value for name, value in self._statistics().items()}
             state = {name: value.contiguous().cpu() for name, value in {**self.average.state(), **buffers}.items()}
             save_file(state, folder / AVERAGE_NAME)
-
-    def pixel_batches(self) -> Iterator[Tensor]:
-        """All training images in the order of their data set, augmented, in batches of an optimizer step's processes."""
-        raise NotImplementedError
 
     def _statistics(self) -> dict[str, Tensor]:
         layers = measuring_layers(self.model, batch_norm_eval=self.args.keeps_batch_norm_eval)

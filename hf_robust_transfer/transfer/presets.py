@@ -6,27 +6,26 @@ from typing import Any
 from ..errors import UsageError
 from ..functions import choices
 
-_WARM_START = {"warm_start_steps": 0.4, "batch_norm_eval": True, "halve_on_divergence": 3}
+_ALL_TRAINS = {"batch_norm_eval": True, "halve_on_divergence": 3}
+_WARM_START = {**_ALL_TRAINS, "warm_start_steps": 0.4}
 PRESETS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
     "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
     "fine_tuned": {**_WARM_START, "unfreeze_warmup_steps": 0.1},
     "roli": {
+        **_ALL_TRAINS,
         "objective": "pgd",
         "warm_start_epochs": 5.0,
         "unfreeze_warmup_steps": 0.15,
-        "batch_norm_eval": True,
-        "halve_on_divergence": 3,
         "eval_strategy": "epoch",
         "load_best_model_at_end": True,
         "metric_for_best_model": "robust_accuracy",
     },
     "anchor": {
+        **_ALL_TRAINS,
         "objective": "anchor",
         "warm_start_epochs": 20.0,
         "unfreeze_warmup_steps": 0.15,
-        "batch_norm_eval": True,
-        "halve_on_divergence": 3,
     },
 }
 # How ε of training grows: nothing, then linearly, then all of it (Ngnawé et al., arXiv 2509.23325).
