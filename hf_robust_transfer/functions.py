@@ -22,6 +22,9 @@ Count = Annotated[int, "at least 1"]
 Weight = Annotated[float, "at least 0"]
 """An option that is a number of at least 0."""
 
+Share = Annotated[float, "from 0 to 1"]
+"""An option that is a number from 0 to 1."""
+
 Length = Annotated[float, "above 0"]
 """An option that is a positive number, or a fraction like 8/255."""
 
@@ -256,6 +259,12 @@ def _weight(text: str) -> float:
     return number
 
 
+def _share(text: str) -> float:
+    if (number := _weight(text)) > 1:
+        raise ValueError
+    return number
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError
@@ -271,6 +280,7 @@ def _truth(text: str) -> bool:
 _READERS: dict[Any, Callable[[str], Any]] = {
     Count: _count,
     Length: _length,
+    Share: _share,
     Weight: _weight,
     bool: _truth,
     int: int,
@@ -280,6 +290,7 @@ _READERS: dict[Any, Callable[[str], Any]] = {
 _WANTED = {
     Count: "must be a whole number of at least 1",
     Weight: "must be a number of at least 0",
+    Share: "must be a number from 0 to 1",
     Length: "is not a number above 0: write it like 8/255 or 0.031",
     bool: "must be true or false",
     int: "must be a whole number",

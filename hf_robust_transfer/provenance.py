@@ -151,6 +151,8 @@ class Provenance(_Record):
         training_images: a hash of those that it was trained on, and of their labels.
         options: of training, that change what is learned.
         halved_at: the steps at which training diverged, went back and halved its learning rate.
+        teacher: whose logits it learned: ``name``, Hub ``id``, ``sha256`` of its weights, and the shares of some validation
+            ``images`` that it classifies right as they are (``clean``) and under PGD of ``steps`` steps (``robust``).
         interpolated: of weights between those of two models, ``alpha`` and both ``models``: name, Hub id, fingerprint.
         processes, seconds, hardware, versions: what it ran on and with.
     """
@@ -166,6 +168,7 @@ class Provenance(_Record):
     training_images: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     halved_at: list[int] = field(default_factory=list)
+    teacher: dict[str, Any] = field(default_factory=dict)
     interpolated: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
     seconds: float = 0.0

@@ -33,6 +33,7 @@ CURVE_NAME, EXAMPLES_NAME = "robustness_curve.png", "robustness_examples.png"
 COMPARISON_NAME = "comparison.json"  # the quickstart's table
 INTERPOLATION_NAME, INTERPOLATION_TEXT_NAME = "interpolation.json", "interpolation.md"  # the models between two
 INTERPOLATION_PICTURE_NAME = "interpolation.png"
+TEACHERS_NAME, TEACHERS_TEXT_NAME = "teachers.json", "teachers.md"  # a comparison of them
 LOCK_NAME = ".lock"
 PROGRESS_NAME = "evaluation_progress"  # a folder with the finished chunks of an evaluation
 

@@ -81,9 +81,10 @@ def build(config):
     }
     args = RobustTrainingArguments(**arguments)
     teacher = None
-    if args.lwf_weight:
+    if args.lwf_weight or args.needs_teacher:
         set_seed(1)  # a teacher that differs from the student, so that the term has a gradient at once
-        source, _ = create_model(config["architecture"], id2label={0: "a"}, model_args=config["model_args"], image_size=8)
+        labels = {label: str(9 - label) for label in range(10)} if args.needs_teacher else {0: "a"}
+        source, _ = create_model(config["architecture"], id2label=labels, model_args=config["model_args"], image_size=8)
         teacher = PixelClassifier(source.to(dtype), processor)
     callbacks = [KillAt(config["kill_at"])] if config.get("kill_at") is not None else []
     callbacks += [DivergeOnLast()] if config["arguments"].get("halve_on_divergence") else []

@@ -23,7 +23,7 @@ def pgd(
     step_size: float | None = None,
     random_start: bool = True,
     restarts: int = 1,
-    loss: str | Callable[[Tensor], Tensor] = "cross_entropy",
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
     targeted: bool = False,
     seed: int = 0,
     indices: Tensor | None = None,
@@ -46,8 +46,8 @@ def pgd(
         random_start: start at a uniform point of the ball instead of at the clean image. The KL loss needs it, having
             no gradient at the clean image.
         restarts: independent runs; each sample keeps the result of highest loss. More than one needs a random start.
-        loss: ``"cross_entropy"``, ``"margin"`` or ``"kl"``; or a function from images to a value of each, (B,), that knows
-            itself what it looks at, such as features of this classifier.
+        loss: ``"cross_entropy"``, ``"margin"`` or ``"kl"``; or a function ``(adversarial, logits) -> (B,)`` of images and
+            their logits. The gradient flows through all that it makes of either, such as another network's logits.
         targeted: minimise the loss towards ``labels`` instead.
         seed: with ``indices`` and the restart, the address of the random start.
         indices: each sample's index in its data set, integers (B,); by default its position in the batch.
@@ -78,7 +78,8 @@ def pgd(
         clean_logits = clean_logits_for(classify, images, loss)
 
         def objective(shown: Tensor) -> Tensor:
-            return sign * (loss(shown) if callable(loss) else LOSSES[loss](classify(shown), labels, clean_logits))
+            logits = classify(shown)
+            return sign * (loss(shown, logits) if callable(loss) else LOSSES[loss](logits, labels, clean_logits))
 
         best, best_objective = images, images.new_full((len(images),), -torch.inf)
         for restart in range(restarts):

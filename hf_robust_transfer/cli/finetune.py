@@ -33,23 +33,18 @@ class FinetuningArguments(RobustTrainingArguments):
     """`RobustTrainingArguments` that transfer, by default with LwF."""
 
     transfer: str | None = field(
-        default="lwf",
+        default=None,
         metadata={
             "help": f"How to transfer: {WAYS} Sets --objective, --learning_rate, --freeze, --lwf_weight and the warm start,"
-            " unless they are given."
+            " unless they are given. By default lwf, with an objective that learns from a teacher fine_tuned."
         },
-    )
-    teacher_name_or_path: str | None = field(
-        default=None, metadata={"help": "The source whose features LwF and anchor keep; by default --model_name_or_path."}
     )
 
     def __post_init__(self) -> None:
+        if self.transfer is None:
+            learns = self.objective is not None and self.needs_teacher
+            self.transfer = "fine_tuned" if learns and not self.lwf_weight else "lwf"
         super().__post_init__()
-        if self.teacher_name_or_path is not None and not self.needs_source:
-            raise UsageError(
-                f"--teacher_name_or_path {self.teacher_name_or_path} has no effect without LwF: drop it, or use"
-                " --transfer lwf"
-            )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,12 +65,18 @@ def main(argv: Sequence[str]) -> None:
             "--model_name_or_path is missing: the robust source, one of `hf-robust-transfer sources`, a checkpoint folder"
             " or a Hub id"
         )
-    source = args.teacher_name_or_path or model_args.model_name_or_path
-    check_plan(args)
+    named = model_args.teacher_name_or_path
+    if named is not None and not args.needs_source and not args.needs_teacher:
+        raise UsageError(
+            f"--teacher_name_or_path {named} has no effect without LwF or an objective that learns from a teacher: drop it,"
+            " or use --transfer lwf or --objective rslad"
+        )
+    source = model_args.model_name_or_path if named is None or args.needs_teacher else named
+    check_plan(args, teacher=named)
     for name in (model_args.model_name_or_path, source):
         check_source(name, args.transfer, read_json(Path(name, CONFIG_NAME)))
     with claimed_output_dir(
-        args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path, source]
+        args, overwrite=model_args.overwrite_output_dir, uses=[model_args.model_name_or_path, named or source]
     ) as resume_from:
         if is_untrained(source):
             raise UsageError(
@@ -86,10 +87,10 @@ def main(argv: Sequence[str]) -> None:
         splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
         set_seed(args.seed)
         model, processor = model_args.load(splits.id2label)
-        teacher = None
-        if args.needs_source:
+        teacher = model_args.load_teacher() if args.needs_teacher else None
+        if args.needs_source and not args.needs_teacher:
             own = {"image_size": model_args.image_size} if source == model_args.model_name_or_path else {}
-            own |= {} if args.teacher_name_or_path else model_args.checkpoint_options
+            own |= {} if named is not None else model_args.checkpoint_options
             options = {**own, **model_args.hub_options}
             # With labels, since a source may have no head; whatever head the teacher has is not asked.
             teacher = PixelClassifier(*load_model(source, id2label=splits.id2label, **options))
@@ -103,7 +104,8 @@ def main(argv: Sequence[str]) -> None:
             overwrite=model_args.overwrite_output_dir,
             data=data_args,
             base_model=model_args.model_name_or_path,
-            options={**model_args.defining_options, "teacher_name_or_path": source},
+            teacher_name=named if args.needs_teacher else None,
+            options={**model_args.defining_options, "teacher_name_or_path": named or source},
             command=["finetune", *as_flags(argv)],
         )
 

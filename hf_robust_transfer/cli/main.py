@@ -12,6 +12,7 @@ from ..errors import UsageError
 COMMANDS = {
     "finetune": "transfer a robust source to your own images; without arguments, the quickstart",
     "pretrain": "train a source, naturally or adversarially",
+    "choose-teacher": "compare teachers for a student on your images, before you distil",
     "evaluate": "attack a checkpoint, and report what it withstands",
     "interpolate": "trade clean for robust accuracy along the way between two checkpoints, without training",
     "publish": "put a checkpoint on the Hub, with a model card that says what was measured",

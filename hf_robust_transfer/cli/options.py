@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import UsageError
-from ..modeling import load_model
+from ..modeling import PixelClassifier, load_model
+from ..modeling.loading import is_untrained
 
 
 @dataclass
@@ -59,7 +60,7 @@ class CheckpointArguments(SourceArguments):
 
 
 @dataclass
-class ModelArguments(CheckpointArguments):
+class ArchitectureArguments(SourceArguments):
     """Which model to start from, trained or not."""
 
     model_name_or_path: str | None = field(
@@ -112,6 +113,37 @@ class ModelArguments(CheckpointArguments):
         """What tells one run's model from another's."""
         names = ("model_name_or_path", "processor_name_or_path", "model_args", "image_size", "head_args", "model_revision")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class ModelArguments(ArchitectureArguments, CheckpointArguments):
+    """Which model to train, from which teacher, and what to do about an output folder that is in use."""
+
+    teacher_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "With an objective that learns from a teacher (ard, rslad, iad, adaad, igdm, saad): that teacher, any"
+            " checkpoint, Hub id or name as above that knows these labels by name. With LwF and anchor: the source whose"
+            " features are kept, by default --model_name_or_path."
+        },
+    )
+
+    def load_teacher(self) -> PixelClassifier | None:
+        """The teacher as it is, with labels of its own, if one is named.
+
+        Raises:
+            UsageError: it has no weights, or whatever `load_model` raises.
+        """
+        if (name := self.teacher_name_or_path) is None:
+            return None
+        if is_untrained(name):
+            raise UsageError(f"--teacher_name_or_path {name} is an architecture without weights: name a trained model")
+        return PixelClassifier(*load_model(name, **self.hub_options))
+
+    @property
+    def defining_options(self) -> dict[str, Any]:
+        """What tells one run's model from another's, the teacher included."""
+        return {**super().defining_options, "teacher_name_or_path": self.teacher_name_or_path}
 
 
 def parse_json_object(text: str | None, flag: str) -> dict[str, Any] | None:

@@ -32,11 +32,17 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--model_name_or_path is missing: a timm architecture, a checkpoint folder or a Hub id")
     if args.lwf_weight:
         raise UsageError(
-            f"pretrain has no teacher for --lwf_weight {args.lwf_weight:g} to keep features close to: finetune keeps them"
+            f"pretrain has no source for --lwf_weight {args.lwf_weight:g} to keep features close to: finetune keeps them"
             " close to a source's"
         )
-    check_plan(args)
-    with claimed_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=[name]) as resume_from:
+    if (teacher := model_args.teacher_name_or_path) is not None and not args.needs_teacher:
+        raise UsageError(
+            f"--teacher_name_or_path {teacher} has no effect with --objective {args.objective}, which learns from none:"
+            " drop it, or use --objective rslad"
+        )
+    check_plan(args, teacher=teacher)
+    uses = [each for each in (name, teacher) if each is not None]
+    with claimed_output_dir(args, overwrite=model_args.overwrite_output_dir, uses=uses) as resume_from:
         splits = load_image_splits(data_args, seed=args.seed, **model_args.hub_options)
         set_seed(args.seed)
         model, processor = model_args.load(splits.id2label)
@@ -45,10 +51,12 @@ def main(argv: Sequence[str]) -> None:
             processor,
             splits,
             args,
+            teacher=model_args.load_teacher(),
             resume_from=resume_from,
             overwrite=model_args.overwrite_output_dir,
             data=data_args,
             base_model=None if is_untrained(name) else name,
+            teacher_name=teacher,
             options=model_args.defining_options,
             command=["pretrain", *as_flags(argv)],
         )

@@ -206,7 +206,7 @@ def model_card(facts: CheckpointFacts, repo_id: str, *, license: str | None = No
         training=facts.training,
         options=[(option, value) for option, value in options.items() if value is not None],
         summary=_summary(facts),
-        how=_between(training.get("interpolated")) or _how(options, training.get("base_model"), dataset),
+        how=_between(training.get("interpolated")) or _how(training),
         adapted=None if facts.adapted is None else _adapted(facts.adapted),
         origin=None if origin is None else describe_origin(origin),
         resolution="×".join(map(str, facts.input_shape)),
@@ -288,10 +288,13 @@ def _summary(facts: CheckpointFacts) -> str:
     )
 
 
-def _how(options: dict[str, Any], base_model: str | None, dataset: str | None) -> str:
+def _how(training: Mapping[str, Any]) -> str:
+    options, teacher, base_model = training.get("options", {}), training.get("teacher"), training.get("base_model")
+    dataset = training.get("data", {}).get("dataset_name")
     objective = options.get("objective", "natural")
-    training = "natural training" if objective == "natural" else f"adversarial training ({objective})"
-    parts = [f"With {training}" + (f" on {dataset}" if dataset else "")]
+    method = "natural training" if objective == "natural" else f"adversarial training ({objective})"
+    method = f"adversarial distillation ({objective})" if teacher else method
+    parts = [f"With {method}" + (f" on {dataset}" if dataset else "")]
     if base_model:
         parts.append(f"starting from {base_model}")
     if options.get("freeze", "none") != "none":
@@ -299,7 +302,16 @@ def _how(options: dict[str, Any], base_model: str | None, dataset: str | None) -
         parts.append("its backbone frozen" if frozen == "backbone" else f"its first {frozen} blocks frozen")
     if options.get("lwf_weight"):
         parts.append(f"its features kept close to the source's (LwF, λ_d = {options['lwf_weight']:g})")
-    return ", ".join(parts) + "."
+    return ", ".join(parts) + "." + (_taught(teacher, options) if teacher else "")
+
+
+def _taught(teacher: dict[str, Any], options: dict[str, Any]) -> str:
+    name = teacher.get("id") or teacher.get("name") or "given from Python"
+    return (
+        f" Its teacher ({name}; weights' sha256 {teacher['sha256'][:16]}…) classifies {teacher['clean']:.1%} of"
+        f" {teacher['images']} validation images correctly, and {teacher['robust']:.1%} under PGD-{teacher['steps']} at"
+        f" {options.get('norm', 'linf')}, ε = {options.get('eps')}."
+    )
 
 
 def _between(interpolated: dict[str, Any] | None) -> str | None:

@@ -15,11 +15,17 @@ LwF, freezing and the model card work as with the objectives here. What it keeps
 ``step.carried``, and `trait` lists what else it may say of itself.
 """
 
+from .adaad import adaad
 from .anchor import anchor
+from .ard import ard
 from .fast import fast
 from .free import ReplaySampler, free
+from .iad import iad
+from .igdm import igdm
 from .natural import natural
 from .pgd import pgd_adversarial_training
+from .rslad import rslad
+from .saad import saad
 from .step import Objective, ObjectiveOutput, TrainingStep, trait
 from .trades import trades
 
@@ -30,6 +36,12 @@ OBJECTIVES: dict[str, Objective] = {
     "anchor": anchor,
     "free": free,
     "fast": fast,
+    "ard": ard,
+    "rslad": rslad,
+    "iad": iad,
+    "adaad": adaad,
+    "igdm": igdm,
+    "saad": saad,
 }
 
 __all__ = [
@@ -38,11 +50,17 @@ __all__ = [
     "ObjectiveOutput",
     "ReplaySampler",
     "TrainingStep",
+    "adaad",
     "anchor",
+    "ard",
     "fast",
     "free",
+    "iad",
+    "igdm",
     "natural",
     "pgd_adversarial_training",
+    "rslad",
+    "saad",
     "trades",
     "trait",
 ]

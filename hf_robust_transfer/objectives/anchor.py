@@ -1,10 +1,20 @@
 """Adversarial images whose features stay where the source has those of the clean ones."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..functions import Weight
+from ..modeling.classifier import PixelClassifier
 from .step import ObjectiveOutput, TrainingStep
+
+
+class _Features(nn.Module):
+    def __init__(self, classifier: PixelClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.outputs(images).features
 
 
 def anchor(step: TrainingStep, *, weight: Weight = 1.0, labels: Weight = 1.0) -> ObjectiveOutput:
@@ -27,7 +37,7 @@ def anchor(step: TrainingStep, *, weight: Weight = 1.0, labels: Weight = 1.0) ->
     clean = None
     terms: dict[str, Tensor] = {}
     if step.features is None:
-        adversarial = step.pgd_images(lambda images: step.distance_to_source(step.attacked.outputs(images).features))
+        adversarial = step.pgd_images(lambda _, z: step.distance_to_source(z), of=_Features(step.attacked))
         terms["anchor"] = weight * step.distance_to_source(step.student.outputs(adversarial).features).mean()
     if labels or not terms:
         clean = step.clean()

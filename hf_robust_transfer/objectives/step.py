@@ -1,10 +1,12 @@
 """What an objective is given, and what it gives back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..attacks import pgd
 from ..errors import UsageError
@@ -15,6 +17,10 @@ from ..threat_model import ThreatModel
 
 def _no_source(features: Tensor) -> Tensor:
     raise UsageError("the objective compares features with those of a source: give it the trait of_source, as `trait` says")
+
+
+def _no_teacher(images: Tensor) -> Tensor:
+    raise UsageError("the objective learns from a teacher: give it the trait of_teacher, as `trait` says")
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -42,7 +48,13 @@ class TrainingStep:
         epoch: the number of this pass over the training set, from 0.
         distance_to_source: from features of these images (B, D), of whatever was made of them, to the distance of each to
             the frozen source's of the clean ones, (B,); for objectives with the trait ``of_source``.
+        teacher: from images (B, C, H, W) to the teacher's logits of the student's labels, (B, classes), differentiable in
+            the images; for objectives with the trait ``of_teacher``.
+        teacher_clean: the teacher's logits of the clean images, without a gradient; where the trait is ``"clean"`` and
+            these images do not change, they are known in advance and cost nothing.
+        progress: the share of training that is done once this step is, in (0, 1].
         summed: the sum of a tensor over the processes.
+        smallest: the smallest element of a tensor and of its likes on the other processes, without a gradient.
     """
 
     student: PixelClassifier
@@ -59,23 +71,30 @@ class TrainingStep:
     slot: int = 0
     epoch: int = 0
     distance_to_source: Callable[[Tensor], Tensor] = field(default_factory=lambda: _no_source)
+    teacher: Callable[[Tensor], Tensor] = field(default_factory=lambda: _no_teacher)
+    teacher_clean: Callable[[], Tensor] = field(default_factory=lambda: lambda: _no_teacher(torch.empty(0)))
+    progress: float = 1.0
     summed: Callable[[Tensor], Tensor] = field(default_factory=lambda: _alone)
+    smallest: Callable[[Tensor], Tensor] = field(default_factory=lambda: lambda tensor: tensor.detach().amin())
 
     def clean(self) -> ClassifierOutput:
         """The student's output on the clean images; where their features are known, by the classifier layer alone."""
         return self.student.outputs(self.images) if self.features is None else self.student.from_features(self.features)
 
-    def pgd_images(self, loss: str | Callable[[Tensor], Tensor] = "cross_entropy") -> Tensor:
+    def pgd_images(
+        self, loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy", *, of: nn.Module | None = None
+    ) -> Tensor:
         """PGD examples against the student as it is now, (B, C, H, W), crafted with this step's options; at ε = 0 no attack
         is made.
 
         Args:
             loss: what the attack maximises, as for `hf_robust_transfer.attacks.pgd`.
+            of: what is attacked in place of the student's logits, such as its features.
         """
         if self.threat_model.eps == 0:
             return self.images
         return pgd(
-            self.attacked,
+            self.attacked if of is None else of,
             self.images,
             self.labels,
             self.threat_model,
@@ -92,11 +111,13 @@ class ObjectiveOutput(NamedTuple):
     """The loss in named parts, and the student's clean output where the objective computed it.
 
     ``terms`` are scalars, each the mean over the batch with its weight already in; their sum is the loss. ``clean`` lets
-    the LwF term use the features of a forward pass that has been made anyway.
+    the LwF term use the features of a forward pass that has been made anyway. ``metrics`` are scalars to log beside them,
+    means over the batch as well.
     """
 
     terms: dict[str, Tensor]
     clean: ClassifierOutput | None = None
+    metrics: Mapping[str, Tensor] = MappingProxyType({})
 
 
 Objective = Callable[..., ObjectiveOutput]
@@ -108,6 +129,9 @@ def trait(objective: Objective, name: str) -> Any:
     Args:
         objective: the function, or a `functools.partial` of it.
         name: ``"clean_only"``: it sees images through ``step.clean()`` alone, so that known features can take their place.
+            ``"of_teacher"``: it needs ``step.teacher``, so that a teacher has to be given; ``"clean"`` if it asks it for
+            ``step.teacher_clean`` alone or first, else ``"moving"``.
+            ``"defaults"``: options of training, by their names, that it is to have unless others are asked for.
             ``"of_source"``: it needs ``step.distance_to_source``, so that a source is kept beside the model.
             ``"sampler"``: the order of its training images, called as ``sampler(size, group=, seed=, **options)``, where
             ``group`` samples make one optimizer step; its ``set_epoch`` is called at the beginning of each epoch.

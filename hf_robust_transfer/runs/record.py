@@ -19,7 +19,7 @@ from ..modeling.sources import find_source
 from ..provenance import Provenance, options_that_affect
 from ..run_folder import CONFIG_NAME, RECORD_NAME, read_json
 from ..sharing import shareable, shown
-from ..training import RobustTrainingArguments
+from ..training import RobustTrainer, RobustTrainingArguments
 
 _LIBRARIES = ("hf-robust-transfer", "torch", "transformers", "timm", "datasets", "accelerate")
 # Of what `TrainingArguments` itself declares, which cannot say so: a run that goes on may change these, and only these.
@@ -119,6 +119,20 @@ def identity(args: RobustTrainingArguments, data: DataArguments | None, more: di
     }
 
 
+def taught_by(trainer: RobustTrainer, name: str | None) -> dict[str, Any]:
+    """What a record tells of a training's teacher: nothing where there was none.
+
+    Args:
+        trainer: of the training.
+        name: what the teacher was loaded from, if that is known.
+    """
+    seen = trainer.look_at_teacher()
+    if seen is None:
+        return {}
+    place = {} if name is None else {"name": shown(name), "id": hub_id_of(name)}
+    return {**place, **asdict(seen)}
+
+
 def write_training_record(
     args: RobustTrainingArguments,
     splits: ImageSplits,
@@ -129,6 +143,7 @@ def write_training_record(
     command: Sequence[str] | None,
     training_images: str | None,
     halved_at: Sequence[int] = (),
+    teacher: dict[str, Any] | None = None,
 ) -> None:
     """Write ``training.json`` into the run's output folder: how the model there came to be.
 
@@ -141,6 +156,7 @@ def write_training_record(
         command: that was used, name and arguments; None where the run was started from Python.
         training_images: a hash of them and of their labels.
         halved_at: the steps at which it diverged, went back and halved its learning rate.
+        teacher: whose logits it learned, as `taught_by` says.
     """
     folder = Path(args.output_dir or "")
     own = set(RobustTrainingArguments.__annotations__)
@@ -164,6 +180,7 @@ def write_training_record(
         training_images=training_images,
         options=shareable(options),
         halved_at=list(halved_at),
+        teacher=teacher or {},
         processes=args.world_size,
         seconds=seconds,
         hardware=hardware(),

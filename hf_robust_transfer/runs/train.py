@@ -30,20 +30,29 @@ from ..training import RobustTrainer, RobustTrainingArguments
 from ..training.gate import check_saved
 from ..training.reporting import METRICS
 from ..transfer import describe
+from ..transfer.references import no_teacher
 from .folder import begin
-from .record import identity, write_training_record
+from .record import identity, taught_by, write_training_record
 
 
-def check_plan(args: RobustTrainingArguments) -> None:
+def check_plan(args: RobustTrainingArguments, *, teacher: str | None = None) -> None:
     """Refuse, before data and models are read, what a run with these options would find out only later.
 
+    Args:
+        args: the training arguments.
+        teacher: the name of the one that is given.
+
     Raises:
-        UsageError: a metric to choose by that is not measured, or a folder of features that cannot be written to.
+        UsageError: the objective learns from a teacher and none is given, a metric to choose by is not measured, or a
+            folder of features cannot be written to.
     """
+    if args.needs_teacher and teacher is None:
+        raise no_teacher(args.objective)
     metric = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in METRICS:
         raise UsageError(f"--metric_for_best_model {args.metric_for_best_model} is not measured: use {choices(METRICS)}")
-    if args.cache_features and not args.crops_at_random and (args.needs_source or args.freeze == "backbone"):
+    looks_up = args.needs_source or args.asks_clean_teacher or args.freeze == "backbone"
+    if args.cache_features and not args.crops_at_random and looks_up:
         check_writable(args.feature_cache_dir, "--feature_cache_dir")
 
 
@@ -58,6 +67,7 @@ def train_and_evaluate(
     overwrite: bool = False,
     data: DataArguments | None = None,
     base_model: str | None = None,
+    teacher_name: str | None = None,
     options: dict[str, Any] | None = None,
     command: Sequence[str] | None = None,
 ) -> dict[str, float]:
@@ -68,11 +78,12 @@ def train_and_evaluate(
         processor: its image processor.
         splits: the data.
         args: the training arguments.
-        teacher: for LwF, the frozen source.
+        teacher: the teacher or, for LwF, the frozen source, as for `RobustTrainer`.
         resume_from: a checkpoint folder to go on from.
         overwrite: first clear the output folder of an earlier run.
         data: where the splits came from; noted in the model's configuration, for later evaluations.
         base_model: the trained model that this one starts from, for the model card.
+        teacher_name: what the teacher was loaded from, likewise.
         options: what defines the run besides ``args`` and ``data``, so that another does not go on from its checkpoints.
         command: that was used, name and arguments, for the model card.
 
@@ -124,6 +135,7 @@ def train_and_evaluate(
             command=command,
             training_images=images,
             halved_at=trainer.halvings,
+            teacher=taught_by(trainer, teacher_name),
         )
     metrics |= _evaluate(trainer, datasets.get("test"))
     results = {key: value for values in metrics.values() for key, value in values.items()}

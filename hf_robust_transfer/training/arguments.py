@@ -24,6 +24,8 @@ _parsed = cache(parse_eps)  # the same few strings at every step
 
 
 _YOURS = "module:function or file.py:function"
+# Options of training that an objective may have defaults of its own for.
+_USUAL = {"attack_steps": 7, "averaging": "none"}
 # Options of objectives that have a flag of their own.
 _SHORTHANDS = {"trades": {"beta": "trades_beta"}, "free": {"replays": "free_replays"}}
 WAYS = (
@@ -148,7 +150,12 @@ class RobustTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Then let ε of training grow linearly over so many steps; below 1, a share: 0.5 for hinge."},
     )
-    attack_steps: int = field(default=7, metadata={"help": "Gradient steps of the training attack (pgd, trades)."})
+    attack_steps: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Gradient steps of the training attack: by default 7, with an objective that learns from a teacher 10."
+        },
+    )
     attack_step_size: str | None = field(
         default=None, metadata={"help": "Step size of the training attack in [0, 1] pixels; by default ε/4."}
     )
@@ -227,8 +234,8 @@ class RobustTrainingArguments(TrainingArguments):
         default=True,
         metadata={
             "affects": "nothing",
-            "help": "Compute features that cannot change once: the LwF teacher's, and with --objective natural those of a"
-            " frozen backbone. Random crops make it impossible.",
+            "help": "Compute features that cannot change once: those of LwF's source, of the teacher of ard and rslad, and"
+            " with --objective natural of a frozen backbone. Random crops make it impossible.",
         },
     )
     feature_cache_dir: str = field(
@@ -251,11 +258,12 @@ class RobustTrainingArguments(TrainingArguments):
         },
     )
 
-    averaging: str | None = field(
-        default=None,
+    averaging: str = field(
+        default=None,  # type: ignore[assignment]
         metadata={
             "help": "Evaluate and save an average of the weights: ema (exponential, of every step) or swa (equal parts, of"
-            " every epoch's end). Batch-norm statistics that train are measured anew for it, on all training images."
+            " every epoch's end); by default none, with --objective saad swa. Batch-norm statistics that train are measured"
+            " anew for it, on all training images."
         },
     )
     averaging_decay: float | None = field(
@@ -303,6 +311,9 @@ class RobustTrainingArguments(TrainingArguments):
             setattr(self, name, usual if getattr(self, name) is None else getattr(self, name))
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
+        self.objective = registered(self.objective, OBJECTIVES, "--objective")
+        for name, usual in {**_USUAL, **(self._trait("defaults") or {})}.items():
+            setattr(self, name, usual if getattr(self, name) is None else getattr(self, name))
         self.check()
         check_contradictions(self)
         self.remove_unused_columns = False  # the sample index that randomness is keyed by is not the model's argument
@@ -329,8 +340,8 @@ class RobustTrainingArguments(TrainingArguments):
         self.lwf_distance = registered(self.lwf_distance, DISTANCES, "--lwf_distance")
         if self.norm not in NORMS:
             raise UsageError(f"--norm {self.norm} is unknown: use {choices(NORMS)}")
-        if self.averaging not in (None, *AVERAGES):
-            raise UsageError(f"--averaging {self.averaging} is unknown: use {choices(AVERAGES)}")
+        if self.averaging not in ("none", *AVERAGES):
+            raise UsageError(f"--averaging {self.averaging} is unknown: use none, {choices(AVERAGES)}")
         self._check_objective_options()
         try:
             ThreatModel(self.norm, self.eps)  # type: ignore[arg-type]
@@ -408,8 +419,20 @@ class RobustTrainingArguments(TrainingArguments):
     @property
     def needs_source(self) -> bool:
         """Whether features are compared with the source's, which is then kept beside the model."""
-        of_source = trait(choose_function(self.objective, OBJECTIVES, "--objective"), "of_source")
-        return self.lwf_weight > 0 or bool(of_source)
+        return self.lwf_weight > 0 or bool(self._trait("of_source"))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective learns from a teacher's logits."""
+        return bool(self._trait("of_teacher"))
+
+    @property
+    def asks_clean_teacher(self) -> bool:
+        """Whether it asks the teacher for the clean images' logits, which do not change."""
+        return self._trait("of_teacher") == "clean"
+
+    def _trait(self, name: str) -> Any:
+        return trait(choose_function(self.objective, OBJECTIVES, "--objective"), name)
 
     @property
     def starts_with_head(self) -> bool:

@@ -37,13 +37,13 @@ class AveragingTrainer(Trainer):
 
     def check_averaging(self) -> None:
         """Refuse to average weights that no process has whole."""
-        if self.args.averaging and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.args.averaging != "none" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise UsageError("--averaging needs the whole model in each process, which FSDP and DeepSpeed shard: drop one")
 
     def begin_average(self, checkpoint: Path | None) -> None:
         """Average nothing yet or, where a checkpoint has an average, go on from it and from the weights beside it."""
         self.average, self._measured = None, (-1, dict[str, Tensor]())
-        if not self.args.averaging:
+        if self.args.averaging == "none":
             return
         trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.average = WeightAverage(trained, self.args.averaging, self.args.decay)

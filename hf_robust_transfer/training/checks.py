@@ -158,7 +158,7 @@ def _of_transfer(args: Any) -> Iterator[str]:
     if args.warm_start_learning_rate is not None and not args.starts_with_head:
         yield "--warm_start_learning_rate has no effect without a warm start: drop it, or give --warm_start_epochs"
     for name in ("averaging_start", "averaging_decay"):
-        if getattr(args, name) is not None and args.averaging is None:
+        if getattr(args, name) is not None and args.averaging == "none":
             yield f"--{name} has no effect without --averaging: drop it, or give --averaging ema or swa"
     if args.averaging == "swa" and args.averaging_decay is not None:
         yield "--averaging_decay is for --averaging ema: swa has equal parts"

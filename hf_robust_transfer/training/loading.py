@@ -147,7 +147,7 @@ class LoadingTrainer(Trainer):
                 " model: lower it, or give it as a share of all, like 0.4"
             )
         steps = args.max_steps if args.max_steps > 0 else steps
-        if args.averaging and args.averaging_from >= max(1, steps):
+        if args.averaging != "none" and args.averaging_from >= max(1, steps):
             raise UsageError(
                 f"--averaging_start {args.averaging_from:g} leaves none of the {steps} steps to average over: lower it, or"
                 " give it as a share of all, like 0.5"
@@ -179,14 +179,19 @@ class LoadingTrainer(Trainer):
         """The first training images, at most so many, in [0, 1] and on the device of training."""
         return self._images(range(min(number, len(cast(Any, self.train_dataset)))))[0]
 
-    def spread_images(self, number: int) -> tuple[Tensor, Tensor]:
-        """At most so many training images from all over the data set, as `few_images` gives them, and their labels."""
-        there = len(cast(Any, self.train_dataset))
-        number = min(number, there)
-        return self._images([row * there // number for row in range(number)])
+    def spread_images(self, number: int, name: str = "train") -> tuple[Tensor, Tensor]:
+        """At most so many images from all over a data set, as `few_images` gives them, and their labels.
 
-    def _images(self, rows: Iterable[int]) -> tuple[Tensor, Tensor]:
-        items = self.with_indices(self.train_dataset, "train")
+        Args:
+            number: how many.
+            name: the data set: ``"train"`` or ``"validation"``.
+        """
+        there = len(cast(Any, self.train_dataset if name == "train" else self.eval_dataset))
+        number = min(number, there)
+        return self._images([row * there // number for row in range(number)], name)
+
+    def _images(self, rows: Iterable[int], name: str = "train") -> tuple[Tensor, Tensor]:
+        items = self.with_indices(self.train_dataset if name == "train" else self.eval_dataset, name)
         with random_state_kept(self.args.device):
             batch = self.data_collator([items[row] for row in rows])
         return as_pixels(batch["pixel_values"]).to(self.args.device), batch["labels"].to(self.args.device)

@@ -22,8 +22,15 @@ class LossTerms:
         self._sums: dict[str, Tensor] = {}
         self._since = 0
 
-    def add(self, terms: Mapping[str, Tensor], share: float | Tensor, step: int, accelerator: Accelerator) -> None:
-        """Add a micro-batch's terms, of which a share counts, in the step of this number.
+    def add(
+        self,
+        terms: Mapping[str, Tensor],
+        metrics: Mapping[str, Tensor],
+        share: float | Tensor,
+        step: int,
+        accelerator: Accelerator,
+    ) -> None:
+        """Add a micro-batch's terms and metrics, of which a share counts, in the step of this number.
 
         Raises:
             FloatingPointError: one of them is NaN or infinite, on this process or on another.
@@ -39,17 +46,17 @@ class LossTerms:
             )
         if not self._sums:
             self._since = step
-        for name, value in terms.items():
+        for name, value in ({f"loss_{name}": value for name, value in terms.items()} | dict(metrics)).items():
             self._sums[name] = self._sums.get(name, 0) + value.detach() * share
 
     def means(self, accelerator: Accelerator, step: int) -> dict[str, float]:
-        """``loss_natural``, ``loss_lwf``, …, the mean over processes and steps, and start anew; of no terms, nothing."""
+        """``loss_natural``, …, and metrics by their names: means over processes and steps; start anew. Of none, nothing."""
         if not self._sums:
             return {}
         names, steps = list(self._sums), max(1, step - self._since)
         sums = accelerator.reduce(torch.stack(list(self._sums.values())).float(), "mean")
         self._sums = {}
-        return {f"loss_{name}": value / steps for name, value in zip(names, sums.tolist(), strict=True)}
+        return {name: value / steps for name, value in zip(names, sums.tolist(), strict=True)}
 
 
 def robustness_metrics(prediction: EvalPrediction, more: Any = None) -> dict[str, float]:

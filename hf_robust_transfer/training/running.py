@@ -4,6 +4,7 @@ import copy
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +14,13 @@ from transformers.utils import logging
 
 from ..errors import UsageError
 from ..modeling.adapters import is_adapted
-from ..modeling.classifier import undo_mixed_precision
+from ..modeling.classifier import undo_mixed_precision, weights_sha256
 from ..modeling.sources import ADVISED
 from ..run_folder import is_complete
 from ..transfer.source import IMAGES, STEPS, accuracy_kept
 from .arguments import RobustTrainingArguments
+from .comparing import ComparingTrainer
 from .gate import check_that_it_will_load
-from .loading import LoadingTrainer
 from .reporting import random_state, random_state_kept
 from .saving import SavingTrainer
 from .scheduling import SchedulingTrainer
@@ -28,10 +29,29 @@ logger = logging.get_logger(__name__)
 _DIVERGED = "diverged_at_step"  # in the log, which is in every checkpoint
 
 
-class RunningTrainer(LoadingTrainer, SchedulingTrainer, SavingTrainer):
+@dataclass(frozen=True)
+class Seen:
+    """What a teacher is and makes of a few images.
+
+    Args:
+        sha256: of its weights.
+        clean, robust: the shares of images that it classifies right as they are, and also under PGD.
+        images: how many.
+        steps: of PGD.
+    """
+
+    sha256: str
+    clean: float
+    robust: float
+    images: int
+    steps: int
+
+
+class RunningTrainer(ComparingTrainer, SchedulingTrainer, SavingTrainer):
     """All of `RobustTrainer` that goes around whole trainings."""
 
     args: RobustTrainingArguments
+    _seen: Seen | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, as for `transformers.Trainer`; a training that is interrupted leaves nothing frozen that was not.
@@ -49,6 +69,7 @@ class RunningTrainer(LoadingTrainer, SchedulingTrainer, SavingTrainer):
             self._check_that_it_will_load()
         if self.train_dataset is not None:
             self.tell_of_images(self.train_dataset, "train")
+            self.look_at_teacher()
         self._halvings: list[int] = []
         self._start: tuple[dict[str, Any], ...] | None = None
         self.last_checkpoint = None
@@ -136,6 +157,25 @@ class RunningTrainer(LoadingTrainer, SchedulingTrainer, SavingTrainer):
                 f" {self.args.eps}. What is not there is not carried over: use a robust source, such as {ADVISED}"
                 " (`hf-robust-transfer sources` lists them), a smaller --eps, or --objective pgd."
             )
+
+    def look_at_teacher(self) -> "Seen | None":
+        """What the teacher makes of some validation images (training images where there are no others), with a warning
+        where it does not look robust; None without a teacher. Looked at once.
+        """
+        if self._seen is not None or self.teacher is None:
+            return self._seen
+        single = self.eval_dataset is not None and not isinstance(self.eval_dataset, dict)
+        images, labels = self.spread_images(IMAGES, "validation" if single else "train")
+        with random_state_kept(self.args.device):
+            clean, robust = accuracy_kept(self.teacher, images, labels, self.args.threat_model)
+        self._seen = Seen(weights_sha256(self.teacher), clean, robust, len(images), STEPS)
+        if self.is_world_process_zero():
+            under = f"under PGD-{STEPS} at {self.args.norm}, ε = {self.args.eps}"
+            said = f"the teacher classifies {clean:.0%} of {len(images)} images correctly, and {robust:.0%} {under}"
+            logger.info(said)
+            if robust < clean / 3:
+                logger.warning(f"{said}: it does not look robust, and there is little robustness to be learned from it.")
+        return self._seen
 
     def hyperparameter_search(
         self,

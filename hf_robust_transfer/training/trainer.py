@@ -1,7 +1,7 @@
 """The trainer: a thin composition of objectives, attacks and transfer on top of `transformers.Trainer`."""
 
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data import as_pixels, augment, collate, mirrored
+from ..data import as_pixels, augment, collate
 from ..errors import UsageError
 from ..functions import choose_function, registered
 from ..modeling.classifier import PixelClassifier
@@ -19,20 +19,19 @@ from ..modeling.processors import pixel_statistics
 from ..objectives import OBJECTIVES, Objective, TrainingStep
 from ..randomness import fold_in
 from ..threat_model import ThreatModel
-from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen, make_teacher
-from ..transfer.distillation import feature_distances
+from ..transfer import DISTANCES, HeadWarmStart, eval_where_frozen
 from ..transfer.phases import eps_factor
 from ..transfer.source import SourceCheck
 from .arguments import RobustTrainingArguments
+from .comparing import AUGMENTATION, smallest
 from .evaluating import EvaluatingTrainer
 from .hooks import Hooks
-from .known_features import FeatureCache, known_features
 from .preparing import leaves_no_folder, prepare
 from .reporting import LossTerms, random_state_kept, robustness_metrics
 from .running import RunningTrainer
 
 # The purposes that randomness is drawn for, as parts of its address; others are in evaluating.py and loading.py.
-_ATTACK, _AUGMENTATION = range(2)
+_ATTACK = 0
 
 
 class RobustTrainer(RunningTrainer, EvaluatingTrainer):
@@ -51,7 +50,8 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         args: the training arguments.
         processing_class: the model's image processor; saved with the model.
         objective: a function in place of the one that ``args.objective`` names, as `hf_robust_transfer.objectives` says.
-        teacher: for LwF, the frozen robust source; by default a copy of the model as it is given, the source itself.
+        teacher: with an objective that learns from a teacher's logits, that teacher: any classifier that knows the model's
+            labels by name. Otherwise, with LwF, the frozen robust source; by default a copy of the model as it is given.
         compute_metrics: more metrics, given the clean logits and the labels.
         kwargs: all further arguments of `transformers.Trainer`; ``image_column_name``, ``label_column_name``.
 
@@ -93,15 +93,13 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             args.objective = registered(objective, OBJECTIVES, "--objective")
             args.check()
         pixel_statistics(processing_class)  # refuses what is none
-        self.args, self._given_teacher = args, teacher
+        self.args, self.given_teacher = args, teacher
         self._choose_functions()
         self.warm_start = HeadWarmStart()
         if model is not None:
             prepare(model, args)
         self.carried: dict[str, Tensor] = {}
         self._terms, self._micro_batch = LossTerms(), 0
-        self._student_features: FeatureCache | None = None
-        self._teacher_features: FeatureCache | None = None
         self._classifiers: tuple[Any, ...] = ()
         self._backbone: list[nn.Parameter] = []
         kwargs.setdefault("data_collator", collate)
@@ -113,7 +111,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             **kwargs,
         )
         self.check_averaging()
-        self.teacher = self._make_teacher(teacher)
+        self.choose_references()
         self.try_to_merge()
         self.choose_head_learning_rate()
         self.add_callback(self.warm_start)
@@ -128,10 +126,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
 
     def _choose_functions(self) -> None:
         self.training_objective = choose_function(self.args.objective, OBJECTIVES, "--objective")
-        self._distance = choose_function(self.args.lwf_distance, DISTANCES, "--lwf_distance")
-
-    def _make_teacher(self, given: PixelClassifier | None) -> PixelClassifier | None:
-        return make_teacher(self.model, self.processing_class, given, float(self.args.needs_source), self.args.device)
+        self.distance = choose_function(self.args.lwf_distance, DISTANCES, "--lwf_distance")
 
     def call_model_init(self, trial: Any = None) -> PreTrainedModel:
         """Build a model, frozen as asked."""
@@ -144,7 +139,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         if self.hp_search_backend is not None:  # a trial's options come after the model, and this is asked for first
             self.args.check()
             self._choose_functions()
-            self.teacher = self._make_teacher(self._given_teacher)
+            self.choose_references()
             prepare(self.model, self.args)
         return super().get_train_dataloader()
 
@@ -155,21 +150,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         self._terms, self._micro_batch = LossTerms(), 0
         self.begin_again()
         self.load_carried(self.resumed_from)
-        self._student_features = self._teacher_features = None
-        if not self.caches_features:
-            return
-        find = partial(
-            known_features,
-            loader=self.batches_in_order(self.args.per_device_eval_batch_size),
-            args=self.args,
-            precision=str(self.accelerator.mixed_precision),  # may come from `accelerate launch` as well
-        )
-        starts_warm = self.state.global_step < self.warm_start.phases.head
-        if (self.args.freeze == "backbone" or starts_warm) and self.caches_student_features:
-            self._student_features = find(self.classifier)
-        if self.args.needs_source:
-            assert self.teacher is not None
-            self._teacher_features = find(self.teacher)
+        self.find_known_features()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass on a micro-batch."""
@@ -199,7 +180,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             share = len(step.labels) / torch.as_tensor(num_items_in_batch, dtype=loss.dtype)
             if self.args.average_tokens_across_devices:
                 share = share * self.accelerator.num_processes  # DDP averages over processes what we want summed
-        self._terms.add(terms, share, self.state.global_step, self.accelerator)
+        self._terms.add(terms, output.metrics, share, self.state.global_step, self.accelerator)
         return (loss * share, output) if return_outputs else loss * share
 
     def _step(self, model: nn.Module, inputs: dict[str, Any]) -> TrainingStep:
@@ -209,8 +190,8 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             images = self._augmented(inputs, epoch)
         student, attacked = self._views(model)
         features = None
-        if self._student_features is not None and not any(weight.requires_grad for weight in self._backbone):
-            features = self._known(self._student_features, indices)
+        if self.student_features is not None and not any(weight.requires_grad for weight in self._backbone):
+            features = self.known(self.student_features, indices)
         return TrainingStep(
             student=student,
             attacked=attacked,
@@ -225,17 +206,15 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             features=features,
             slot=self._micro_batch,
             epoch=epoch,
-            distance_to_source=self._distances_from(images, indices),
+            distance_to_source=self.distances_from(images, indices),
+            progress=(self.state.global_step + 1) / max(1, self.state.max_steps),
             summed=partial(self.accelerator.reduce, reduction="sum"),
+            smallest=partial(smallest, self.accelerator),
+            **self.taught(images, indices),
         )
 
-    @property
-    def knows_student_features(self) -> bool:
-        """Whether the features of a backbone that is still are known, in this training."""
-        return self._student_features is not None
-
     def _augmented(self, inputs: dict[str, Any], epoch: int) -> Tensor:
-        images, seed = as_pixels(inputs["pixel_values"]), fold_in(self.args.seed, _AUGMENTATION, epoch)
+        images, seed = as_pixels(inputs["pixel_values"]), fold_in(self.args.seed, AUGMENTATION, epoch)
         crop, flip = self.args.random_crop, self.args.random_flip
         return augment(images, seed=seed, indices=inputs["indices"], crop_padding=crop, flip=flip)
 
@@ -258,28 +237,8 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
             self._backbone = [parameter for parameter in self.model.parameters() if parameter not in head]
         return self._classifiers[2:]
 
-    def _known(self, cache: FeatureCache, indices: Tensor) -> Tensor:
-        """This batch's features, of mirrored images where `augment` mirrors them."""
-        seed = fold_in(self.args.seed, _AUGMENTATION, int(self.state.epoch or 0))
-        return cache.of(indices, mirrored(seed, indices) if self.args.random_flip else None)
-
     def _training_threat_model(self) -> ThreatModel:
         return self.args.threat_model.scaled(eps_factor(self.args, self.warm_start.phases, self.state.global_step))
-
-    def _distances_from(self, images: Tensor, indices: Tensor) -> Callable[[Tensor], Tensor]:
-        """From features (B, D) to their distances to the source's at these images, which are computed once."""
-
-        @cache
-        def source() -> Tensor:
-            if self._teacher_features is not None:
-                return self._known(self._teacher_features, indices)
-            if self.teacher is None:
-                raise UsageError("the objective compares features with a source's: give it the trait of_source")
-            with torch.inference_mode(), self.accelerator.autocast():
-                features = self.teacher.outputs(images).features
-            return features.clone()  # outside, so that it can take part in autograd
-
-        return lambda features: feature_distances(features, source(), self._distance)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, and with a training loss also its terms (``loss_natural``, ``loss_lwf``, …), which add up to it."""

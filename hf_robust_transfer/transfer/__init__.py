@@ -1,13 +1,14 @@
-"""Carrying robustness over: freezing, head warm start, feature distillation (LwF)."""
+"""Carrying robustness over: freezing, head warm start, feature distillation (LwF), teachers."""
 
 from .averaging import AVERAGES, WeightAverage, estimate_batch_norm
 from .block_order import Block, blocks
-from .distillation import DISTANCES, feature_distance, make_teacher
+from .distillation import DISTANCES, feature_distance
 from .freezing import describe, eval_where_frozen, freeze
 from .interpolation import interpolated
 from .matching import label_columns, matched_teacher
 from .phases import Phases
 from .presets import EPS_SCHEDULES, PRESETS, preset
+from .references import make_source, make_teacher
 from .warm_start import HeadWarmStart, head_learning_rate
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "head_learning_rate",
     "interpolated",
     "label_columns",
+    "make_source",
     "make_teacher",
     "matched_teacher",
     "preset",

@@ -1,20 +1,13 @@
 """The lifelong-learning (LwF) term: the student's features stay close to those of the frozen robust source."""
 
-import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..errors import UsageError
 from ..functions import choose_function
-from ..modeling.adapters import merged
-from ..modeling.classifier import PixelClassifier
-from ..modeling.heads import feature_sizes
-from ..modeling.input_size import model_channels
-from .matching import at_pixels_of
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -74,59 +67,3 @@ def feature_distances(student: Tensor, teacher: Tensor, distance: str | Distance
         )
     dtype = torch.promote_types(student.dtype, torch.float32)
     return function(student.to(dtype), teacher.detach().to(dtype))
-
-
-def make_teacher(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    given: PixelClassifier | None,
-    weight: float,
-    device: torch.device,
-) -> PixelClassifier | None:
-    """The frozen teacher whose features the model's are kept close to, in the terms of the model's images.
-
-    A teacher for images of another size gets the model's resized, as `at_pixels_of` does it, and normalises them itself.
-
-    Args:
-        model: the model that is about to be trained.
-        processor: its image processor.
-        given: the teacher; by default a copy of the model as it is now, which is the source: z₀(x, θ*) of the paper.
-        weight: of LwF; with 0 there is no need of a teacher.
-        device: where to have it.
-
-    Raises:
-        UsageError: it is no `PixelClassifier`, it is the model itself or shares weights with it, or its features are of
-            another size than the model's, or it takes grey images and the model those in colour.
-    """
-    if given is not None and not isinstance(given, PixelClassifier):
-        raise UsageError(f"teacher is a {type(given).__name__}: give PixelClassifier(source, processor)")
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()} - {0}  # 0: there is none here
-    if given is not None and any(each.untyped_storage().data_ptr() in own for each in given.parameters()):
-        raise UsageError(
-            "the teacher shares its weights with the model that trains: get_peft_model changes a model in place, so load it"
-            " on its own, with teacher=PixelClassifier(*load_model(…))"
-        )
-    teacher = given
-    if weight and teacher is None:
-        whole = merged(model, needed=False)
-        teacher = PixelClassifier(copy.deepcopy(model) if whole is model else whole, processor)
-    if teacher is None:
-        return None
-    sizes = [sum(feature_sizes(each)) for each in (model, teacher.model)]
-    if weight and sizes[0] != sizes[1]:
-        raise UsageError(
-            f"the teacher's features have size {sizes[1]}, the model's {sizes[0]}: LwF needs a teacher of the same"
-            " architecture, usually the source itself"
-        )
-    teacher = teacher.to(device).eval().requires_grad_(False)
-    if given is None:
-        return teacher
-    _check_channels(teacher, model)
-    return at_pixels_of(teacher, processor)
-
-
-def _check_channels(teacher: PixelClassifier, model: PreTrainedModel) -> None:
-    """Make sure that a teacher takes images of the model's channels; an RGB one takes grey images, too."""
-    channels, own = model_channels(model), model_channels(teacher.model)
-    if own == 1 != channels:
-        raise UsageError(f"the teacher takes grey images, the model those of {channels} channels: LwF shows both the same")

@@ -137,6 +137,21 @@ def lwf(results: Results, file: Path) -> None:
     _finish(figure, file, columns=3)
 
 
+def methods(results: Results, file: Path) -> None:
+    """Robust against clean accuracy of each method: means over seeds with their standard deviations."""
+    figure, (axes,) = _figure(results, 1, (8, 6))
+    runs = results["runs"]
+    for place, method in enumerate(dict.fromkeys(run["method"] for run in runs)):
+        of_method = [run for run in runs if run["method"] == method]
+        both = [np.array([100 * run[key]["value"] for run in of_method]) for key in ("accuracy", "robust_accuracy")]
+        (x, y), (dx, dy) = ([each.mean() for each in both], [each.std(ddof=min(1, len(each) - 1)) for each in both])
+        colour, style = PALETTE[place % len(PALETTE)], "os^Dv"[place // len(PALETTE)]
+        axes.errorbar(x, y, xerr=dx, yerr=dy, fmt=style, color=colour, capsize=3, label=method)
+    axes.set(xlabel="clean accuracy (%)", ylabel="PGD-20 accuracy (%)", ylim=(-1, None))
+    seeds = len({run["seed"] for run in runs})
+    _finish(figure, file, columns=3, note=f"means of {seeds} seed(s), bars are their standard deviation")
+
+
 FIGURES: dict[str, Callable[..., None]] = {
     "freezing": freezing,
     "features": features,
@@ -144,6 +159,8 @@ FIGURES: dict[str, Callable[..., None]] = {
     "few_images": few_images,
     "lwf": lwf,
     "same_task": lwf,
+    "presets": methods,
+    "distillation": methods,
 }
 
 

@@ -13,7 +13,8 @@ from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.modeling.attack_copy import choose_precision
 from hf_robust_transfer.run_folder import REPORT_NAME, RESULTS_NAME
 
-EXPERIMENTS = ("freezing", "features", "heads", "few_images", "lwf", "same_task")
+EXPERIMENTS = ("freezing", "features", "heads", "few_images", "lwf", "same_task")  # the paper's
+MORE = ("presets", "distillation")  # of what follows it
 SOURCES = "sources"
 SCALES = ("tiny", "small", "paper")
 FEATURES, ARRAYS = "features.json", "features.npz"
@@ -25,11 +26,13 @@ _CHECK_FLAGS: dict[str, dict[str, Any]] = {
 }
 _HERE = Path(__file__).resolve().parent
 # Keys of a configuration's options that are no flags: what they stand for depends on the inputs.
-_OWN = ("recipe", "source", "data")
+_OWN = ("recipe", "source", "teacher", "data")
 
 
 class Inputs(NamedTuple):
-    """What experiments start from: checkpoints by ``robust`` and ``natural``, data flags by ``source`` and ``target``."""
+    """What experiments start from: checkpoints by ``robust``, ``natural`` and ``sure`` (a teacher surer than it should be);
+    data flags by ``source`` and ``target``.
+    """
 
     sources: dict[str, str]
     data: dict[str, list[str]]
@@ -60,8 +63,9 @@ def plan(experiment: str, scale: str, inputs: Inputs, folder: Path) -> list[Run]
 
     A configuration has a ``title``, ``options`` and ``evaluation`` (flags of the training and of the evaluation recipe),
     ``axes``, and under ``scales`` what differs. An axis is a list of values of the option that it is named after, or maps
-    names to options. An option of null stays at its default, as does ``bf16`` on hardware that only emulates it. Three
-    options are no flags: ``recipe`` (by default finetune.py; null trains nothing), ``source`` and ``data``. ``check`` lists
+    names to options. An option of null stays at its default, as does ``bf16`` on hardware that only emulates it. Four
+    options are no flags: ``recipe`` (by default finetune.py; null trains nothing), ``source``, ``teacher`` (which of the
+    checkpoints the model starts from, and learns from), and ``data``. ``check`` lists
     points, by their values on some axes, that all scales but tiny also evaluate with AutoAttack and the self-checks.
 
     Args:
@@ -102,6 +106,8 @@ def _training(options: dict[str, Any], inputs: Inputs, folder: Path) -> tuple[li
         raise UsageError(f"--{where}_data is missing: a Hub name or a folder of images")
     model = {"model_name_or_path": inputs.sources[options["source"]]} if "source" in options else {}
     given: dict[str, Any] = {**model, "dataset_name": inputs.data[where]}
+    if options.get("teacher") is not None:
+        options = {**options, "teacher_name_or_path": inputs.sources[options["teacher"]]}
     if recipe is None:
         return [], given
     flags = {name: value for name, value in options.items() if name not in _OWN and value is not None}

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from hf_robust_transfer.cli.main import one_line_errors
 from hf_robust_transfer.cli.parsing import parse_arguments
 from hf_robust_transfer.errors import UsageError
-from plan import EXPERIMENTS, SCALES, SOURCES, Command, Inputs, plan
+from plan import EXPERIMENTS, MORE, SCALES, SOURCES, Command, Inputs, plan
 from results import NOTES, read_notes, write_results
 
 
@@ -32,7 +32,8 @@ class ReproductionArguments:
     """What to repeat, at which size, and from which sources and data."""
 
     experiments: list[str] = field(
-        default_factory=lambda: list(EXPERIMENTS), metadata={"help": f"Which: {', '.join(EXPERIMENTS)}; by default all."}
+        default_factory=lambda: list(EXPERIMENTS),
+        metadata={"help": f"Which: {', '.join(EXPERIMENTS)} (by default all of these), {' or '.join(MORE)}."},
     )
     scale: str = field(
         default="tiny",
@@ -47,6 +48,10 @@ class ReproductionArguments:
     )
     natural_source: str | None = field(
         default=None, metadata={"help": "A naturally trained one of the same architecture; by default likewise."}
+    )
+    sure_source: str | None = field(
+        default=None,
+        metadata={"help": "For distillation, a teacher that is surer than it should be; by default one is trained first."},
     )
     source_data: str = field(
         default="uoft-cs/cifar10 --image_column_name img",
@@ -65,9 +70,9 @@ class ReproductionArguments:
     dry_run: bool = field(default=False, metadata={"help": "Show the commands, and run none."})
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.experiments if name not in EXPERIMENTS]
+        unknown = [name for name in self.experiments if name not in (*EXPERIMENTS, *MORE)]
         if unknown:
-            raise UsageError(f"--experiments {' '.join(unknown)}: unknown, use {', '.join(EXPERIMENTS)}")
+            raise UsageError(f"--experiments {' '.join(unknown)}: unknown, use {', '.join((*EXPERIMENTS, *MORE))}")
         if self.scale not in SCALES:
             raise UsageError(f"--scale {self.scale} is unknown: use {', '.join(SCALES)}")
         if self.jobs < 1:
@@ -85,6 +90,8 @@ def main() -> None:
     )
     root = Path(args.output_dir, args.scale)
     given = {"robust": args.robust_source, "natural": args.natural_source}
+    if "distillation" in args.experiments:
+        given["sure"] = args.sure_source
     missing = [name for name, source in given.items() if source is None]
     inputs = Inputs(
         sources={name: source or str(root / SOURCES / name) for name, source in given.items()},

@@ -17,7 +17,18 @@ from hf_robust_transfer.modeling import create_model
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOW_TO = REPOSITORY / "docs" / "how-to"
 # many-gpus.md needs GPUs; those of docs/results need data and sources of hours.
-NAMES = ("transfer", "photographs", "interpolate", "evaluate", "publish", "export", "sources", "import", "extend")
+NAMES = (
+    "transfer",
+    "distill",
+    "photographs",
+    "interpolate",
+    "evaluate",
+    "publish",
+    "export",
+    "sources",
+    "import",
+    "extend",
+)
 PAGES = [REPOSITORY / "README.md", *(HOW_TO / f"{name}.md" for name in NAMES)]
 
 

@@ -141,7 +141,9 @@ def test_free_keeps_the_perturbations_of_accumulated_batches_apart():
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_terms_are_finite_scalars_with_gradients(objective):
     model = Linear()
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, dtype=torch.float64)).requires_grad_(False)
     step = dataclasses.replace(step_on(model), distance_to_source=lambda features: features.norm(dim=1))
+    step = dataclasses.replace(step, teacher=teacher, teacher_clean=lambda: teacher(step.images))
     output = OBJECTIVES[objective](step)
     assert all(value.shape == () and torch.isfinite(value) for value in output.terms.values())
     sum(output.terms.values()).backward()

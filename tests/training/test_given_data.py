@@ -153,8 +153,8 @@ def test_the_teacher_is_by_default_the_model_as_it_was_given(trainer_of, few, ti
     trainer = trainer_of(few, arguments=lwf)
     assert torch.equal(weights(trainer), expected)
     source = tiny("timm-convnext")[0].state_dict()
-    assert all(torch.equal(value, source[name]) for name, value in trainer.teacher.model.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in trainer.teacher.parameters())
+    assert all(torch.equal(value, source[name]) for name, value in trainer.source.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in trainer.source.parameters())
     assert any(parameter.requires_grad for parameter in trainer.model.parameters())
     assert trainer_of(few).teacher is None
 

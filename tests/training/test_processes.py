@@ -135,6 +135,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, objective
             {**config, **LORA},
             {**config, **TWO_HEADS},
             {**config, "arguments": {**config["arguments"], **GUARDED}},
+            *({**config, "arguments": {**config["arguments"], "objective": name}} for name in ("saad", "igdm", "rslad")),
         ]
     one, two = tmp_path / "one", tmp_path / "two"
     for each in (config, *more):
@@ -160,6 +161,33 @@ def check_same_training(one, two):
     assert correct == pytest.approx(round(correct), abs=1e-9)
     losses = [[entry["loss"] for entry in each["logs"] if "loss" in entry] for each in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kill_at", [6, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_killed_distillation_goes_on_with_its_average(tmp_path, kill_at):
+    # 4 steps an epoch; saad averages from the second epoch on, and its gradient term grows from step to step.
+    config = {
+        **WRN,
+        "samples": 32,
+        "arguments": {
+            "objective": "saad",
+            "eps": "0.1",
+            "attack_steps": 2,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 8,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "averaging_start": 2,
+        },
+    }
+    status, output = run(config, tmp_path / "whole")
+    assert status == 0, output
+    folder = tmp_path / "killed"
+    status, output = run({**config, "kill_at": kill_at}, folder)
+    assert status == -signal.SIGKILL, output
+    status, output = run({**config, "resume_from": str(folder / f"checkpoint-{kill_at}")}, folder)
+    assert status == 0, output
+    assert same(final(folder)["weights"], final(tmp_path / "whole")["weights"])
 
 
 @pytest.mark.slow

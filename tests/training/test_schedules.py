@@ -226,6 +226,6 @@ def test_the_anchor_holds_adversarial_features_and_costs_no_attack_while_the_bac
     trainer.train()
     terms = [{name for name in entry if name.startswith("loss_")} for entry in trainer.state.log_history if "loss" in entry]
     assert terms == [{"loss_natural"}] * 3 + [{"loss_natural", "loss_anchor"}] * 3
-    teacher = trainer.teacher.model.state_dict()
+    teacher = trainer.source.model.state_dict()
     assert same(teacher, source)  # the model as it was given
     assert not same(weights(trainer), source)

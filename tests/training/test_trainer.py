@@ -265,7 +265,7 @@ def test_the_lwf_step_descends_the_written_objective(trainer_on):
 
     def objective():
         with torch.no_grad():
-            output, source = classifier.outputs(data.images), trainer.teacher.outputs(data.images)
+            output, source = classifier.outputs(data.images), trainer.source.outputs(data.images)
         distance = ((output.features - source.features) ** 2).sum(1).sqrt().mean()
         return (F.cross_entropy(output.logits, data.labels) + 0.7 * distance).item()
 
