@@ -4,7 +4,9 @@
         --image_column_name img --objective pgd --eps 8/255 --output_dir outputs/source
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from transformers import set_seed
 
@@ -19,11 +21,46 @@ from .options import ModelArguments
 from .parsing import as_flags, parse_arguments
 
 
+@dataclass
+class PretrainingArguments(RobustTrainingArguments):
+    """`RobustTrainingArguments` with a schedule for training from scratch: a ramp and a line down, of a high rate."""
+
+    learning_rate: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "The highest learning rate; for SGD by default 0.1 for every 128 images of a step."},
+    )
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "The learning-rate schedule."})
+    warmup_steps: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "The rate grows linearly over so many first steps; below 1, a share of all: by default 0.25 where the"
+            " head does not train first."
+        },
+    )
+    weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay; biases and norms are exempt."})
+    halve_on_divergence: int = field(
+        default=3,
+        metadata={
+            "help": "How often to go back to the last checkpoint (before the first, to the start) and halve the learning"
+            " rate when the loss becomes NaN or infinite, before giving up."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps is None:
+            self.warmup_steps = 0.0 if self.transfer or self.warm_start_epochs or self.warm_start_steps else 0.25
+        if self.learning_rate is None and self.transfer is None and self.optim == "sgd":
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            images = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
+            self.learning_rate = 0.1 * max(1, images) / 128
+        super().__post_init__()
+
+
 def main(argv: Sequence[str]) -> None:
     """Parse, load, train, evaluate."""
     model_args, data_args, args = parse_arguments(
         "hf-robust-transfer pretrain",
-        [ModelArguments, DataArguments, RobustTrainingArguments],
+        [ModelArguments, DataArguments, PretrainingArguments],
         "Train an image classifier, naturally or adversarially, to be the source of a robust transfer. Give flags, after a"
         " YAML or JSON file of them if you like. A run that was stopped goes on where it was when it is started again.",
         argv,

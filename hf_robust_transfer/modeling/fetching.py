@@ -45,13 +45,15 @@ class _Downloaded(NamedTuple):
 
 
 def source_folder(source: Source, *, revision: str = "main", cache_dir: str | Path | None = None) -> Path:
-    """Where a source is kept once it is imported; it need not be there.
+    """Where a source is kept once it is imported; it need not be there. One of this package's own is always there.
 
     Args:
         source: one of `SOURCES`, or like them.
         revision: branch, tag or commit of its repository.
         cache_dir: in place of the Hub's own cache.
     """
+    if source.layout == "embedded":
+        return Path(__file__).parent / "embedded" / source.name
     defined = json.dumps([_FORMAT, revision, asdict(source)], sort_keys=True)
     place = Path(HF_HOME, "robust_transfer") if cache_dir is None else Path(cache_dir)
     return place / "sources" / f"{source.name}-{hashlib.sha256(defined.encode()).hexdigest()[:8]}"
@@ -91,6 +93,8 @@ def fetch_source(
     """
     folder = source_folder(source, revision=revision, cache_dir=cache_dir)
     if (folder / CONFIG_NAME).is_file():
+        if file is not None and source.layout == "embedded":
+            raise UsageError(f"source {source.name} is part of this package: leave --file out")
         if file is not None:
             raise UsageError(f"source {source.name} is imported already: to import it anew, delete {folder}")
         return folder

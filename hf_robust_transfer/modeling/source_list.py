@@ -1,6 +1,6 @@
 """What is known of published robust checkpoints: the data behind `hf_robust_transfer.modeling.sources`.
 
-Every figure is the one that its authors, or RobustBench, published; nothing here was measured by this project.
+Every figure is the one that its authors, or RobustBench, published; this project measured its own two networks alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,6 @@ from .cifar import statistics_of
 IMAGENET_NORMALISATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NO_NORMALISATION = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 CLIP_NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-LAYOUTS = ("checkpoint", "open_clip", "transformers")
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Source:
         files: the names that its file may have, the first that is there counts; for ``"transformers"``, patterns.
         url: a page or file for a browser, where there is no repository.
         layout: ``"checkpoint"``, a PyTorch file of a classifier; ``"open_clip"`` or ``"transformers"``, a CLIP in
-            the format of that library, of which the image tower is taken.
+            the format of that library, of which the image tower is taken; ``"embedded"``, a checkpoint folder in this
+            package.
         classes: names of what a classifier tells apart, by default ImageNet's 1000.
         input_size: side of its images in pixels.
         mean, std: its normalisation of [0, 1] pixels, unless its file holds its own.
@@ -67,6 +67,8 @@ class Source:
     @property
     def place(self) -> str:
         """Where it is to be had, in words."""
+        if self.layout == "embedded":
+            return "in this package"
         if self.repo_id is None:
             return str(self.url)
         return f"{self.repo_id}/{self.files[0]}" if self.layout == "checkpoint" else self.repo_id
@@ -385,5 +387,30 @@ def _for_cifar10() -> Iterator[Source]:
         )
 
 
-SOURCES: dict[str, Source] = {source.name: source for source in (*_salman(), *_robust_clip(), *_by_file(), *_for_cifar10())}
+def _embedded() -> Iterator[Source]:
+    """Two small networks for images of 32 pixels that are part of this package: a robust one and its natural twin."""
+    for name, eps, clean, robust in (("robust-tiny", "8/255", None, None), ("natural-tiny", "0", None, None)):
+        yield Source(
+            name=name,
+            architecture="resnetv2_18",
+            model_args={"layers": [1, 1, 1], "channels": [64, 128, 256], "stem_chs": 32},
+            norm="linf",
+            eps=eps,
+            clean=clean,
+            robust=robust,
+            figures="clean: all 10 000 test images of CIFAR-10; AutoAttack: the first 1 000; measured here",
+            parameters=1.2,
+            reference="the card in its folder",
+            license="apache-2.0",
+            layout="embedded",
+            classes=_CIFAR10,
+            input_size=32,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            crop_pct=1.0,
+        )
+
+
+_ALL_SOURCES = (*_embedded(), *_salman(), *_robust_clip(), *_by_file(), *_for_cifar10())
+SOURCES: dict[str, Source] = {source.name: source for source in _ALL_SOURCES}
 """The robust sources that have a name."""

@@ -35,13 +35,13 @@ def make_source(
         UsageError: it is no `PixelClassifier`, it is the model itself or shares weights with it, or its features are of
             another size than the model's, or it takes grey images and the model those in colour.
     """
+    source = None if given is None else _frozen(given, model, device)
     if not needed:
         return None
-    source = given
     if source is None:
         whole = merged(model, needed=False)
-        source = PixelClassifier(copy.deepcopy(model) if whole is model else whole, processor)
-    source = _frozen(source, model, device)
+        copied = PixelClassifier(copy.deepcopy(model) if whole is model else whole, processor)
+        source = _frozen(copied, model, device)
     sizes = [sum(feature_sizes(each)) for each in (model, source.model)]
     if sizes[0] != sizes[1]:
         raise UsageError(

@@ -40,9 +40,9 @@ def test_the_wheel_alone_does_everything(tmp_path, digits):
     )  # fmt: skip
     assert located.stdout.startswith(str(site))
     assert "finetune" in run("--help") and "--transfer" in run("finetune", "--help")
-    assert "natural_source" in run("quickstart", "--use_cpu")
+    assert "natural source" in run("quickstart", "--use_cpu")
     run(
-        *("finetune", "--model_name_or_path", "outputs/quickstart", "--train_dir", "photos", "--eps", "0.1"),
+        *("finetune", "--model_name_or_path", "robust-tiny", "--train_dir", "photos", "--eps", "0.1"),
         *("--num_train_epochs", "1", "--per_device_train_batch_size", "8", "--output_dir", "outputs/mine", "--use_cpu"),
     )
     assert json.loads((work / "outputs/mine/config.json").read_text())["id2label"] == {"0": "5", "1": "6"}

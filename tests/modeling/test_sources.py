@@ -21,7 +21,8 @@ def test_every_source_says_what_it_is():
         assert all(value is None or 0 < value < 100 for value in (source.clean, source.robust))
         assert source.robust is None or source.robust < source.clean
         assert source.reference and (source.figures or source.clean is None)
-        assert (source.repo_id is None) != (source.url is None) and (source.files or source.url)
+        if source.layout != "embedded":
+            assert (source.repo_id is None) != (source.url is None) and (source.files or source.url)
         json.dumps(source.__dict__)
 
 
@@ -35,7 +36,7 @@ def test_the_families_are_all_there():
         assert SOURCES[name].model_args == {"act_layer": "gelu"}  # of which their weights show nothing
     for name in ("gowal2021-cifar10-wrn-28-10", "wang2023-cifar10-wrn-70-16", "bartoldson2024-cifar10-wrn-94-16"):
         assert SOURCES[f"{name}-linf-eps8"].architecture == "cifar_wrn_silu"
-    assert {source.layout for source in SOURCES.values()} == {"checkpoint", "open_clip", "transformers"}
+    assert {source.layout for source in SOURCES.values()} == {"checkpoint", "open_clip", "transformers", "embedded"}
     assert find_source("LEAF-CLIP/CLIP-ViT-L-FARE2").layout == "transformers"
     assert SOURCES["salman2020-resnet50-l2-eps1"].files == ("resnet50_l2_eps1.ckpt",)
     assert SOURCES["salman2020-resnet50-linf-eps1"].files == ("resnet50_linf_eps1.0.ckpt",)
@@ -45,7 +46,7 @@ def test_the_families_are_all_there():
 def test_the_numbers_of_parameters_are_those_of_the_architectures():
     known = {}
     for source in SOURCES.values():
-        classes = len(source.classes or range(1000)) if source.layout == "checkpoint" else 0
+        classes = len(source.classes or range(1000)) if source.layout in ("checkpoint", "embedded") else 0
         key = source.architecture, classes, str(source.model_args)
         if key not in known:
             with torch.device("meta"):
