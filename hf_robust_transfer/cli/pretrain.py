@@ -48,7 +48,8 @@ class PretrainingArguments(RobustTrainingArguments):
 
     def __post_init__(self) -> None:
         if self.warmup_steps is None:
-            self.warmup_steps = 0.0 if self.transfer or self.warm_start_epochs or self.warm_start_steps else 0.25
+            head_first = self.transfer or self.lwf_weight or self.warm_start_epochs or self.warm_start_steps
+            self.warmup_steps = 0.0 if head_first else 0.25
         if self.learning_rate is None and self.transfer is None and self.optim == "sgd":
             processes = int(os.environ.get("WORLD_SIZE", "1"))
             images = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes

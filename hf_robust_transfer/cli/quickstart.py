@@ -1,6 +1,8 @@
 """The embedded example: a robust and a natural source, each transferred to handwritten digits in three ways."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +10,7 @@ from typing import Any, ClassVar
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, disable_progress_bars
 from sklearn.datasets import load_digits
 from transformers import PrinterCallback, set_seed
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from ..atomic import write_json
 from ..data import DataArguments, ImageSplits, PixelDataset, choose_splits
@@ -76,8 +78,8 @@ def run(args: QuickstartArguments) -> None:
     whole = RobustTrainingArguments(**shared)
     shared["per_device_train_batch_size"] = max(1, COMMON["per_device_train_batch_size"] // whole.world_size)
     disable_progress_bars()  # of splitting data sets; what takes time here prints a line
-    logging.disable_progress_bar()
-    with claimed_output_dir(whole, overwrite=args.overwrite_output_dir):
+    disable_progress_bar()
+    with claimed_output_dir(whole, overwrite=args.overwrite_output_dir), _without_warnings():
         splits = digits(args.seed)
         comparison, trainer, metrics = _compare(args.seed, shared, splits)
         folder, images_dir = Path(args.output_dir), Path(args.output_dir, "test_images")
@@ -94,6 +96,18 @@ def run(args: QuickstartArguments) -> None:
             write_json(folder / FINISHED_NAME, {})
             print(table(comparison, len(splits.test or [])))
             print(f"The robust source's LwF model is in {args.output_dir}.")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave out this package's own: that the natural source is not robust is what the table shows."""
+    own = logging.getLogger(__package__.partition(".")[0])
+    level = own.level
+    own.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
 
 
 def _compare(seed: int, shared: dict[str, Any], splits: ImageSplits) -> tuple[Comparison, RobustTrainer, dict[str, float]]:
@@ -117,9 +131,7 @@ def _compare(seed: int, shared: dict[str, Any], splits: ImageSplits) -> tuple[Co
 
 def _transfer(source: str, splits: ImageSplits, options: dict[str, Any]) -> tuple[RobustTrainer, dict[str, float]]:
     model, processor = load_model(source, id2label=splits.id2label)
-    # That the natural source is not robust is what the table shows.
-    quiet: dict[str, Any] = {"save_strategy": "no", "logging_strategy": "no", "log_level": "error", "disable_tqdm": True}
-    args = RobustTrainingArguments(**quiet, **options)
+    args = RobustTrainingArguments(save_strategy="no", logging_strategy="no", disable_tqdm=True, **options)
     train = PixelDataset(splits.train, processor)
     trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=train)
     trainer.remove_callback(PrinterCallback)

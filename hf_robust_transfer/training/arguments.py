@@ -60,8 +60,8 @@ class RobustTrainingArguments(TrainingArguments):
 
     Example:
         >>> args = RobustTrainingArguments("outputs/example", objective="trades", eps="8/255", freeze="2")
-        >>> RobustTrainingArguments("outputs/example", lwf_weight=0.5).warm_start_steps
-        0.4
+        >>> RobustTrainingArguments("outputs/example", lwf_weight=0.5).warm_start_epochs
+        20.0
         >>> args.threat_model.norm, args.objective_kwargs
         ('linf', {'beta': 6.0})
     """
@@ -182,16 +182,15 @@ class RobustTrainingArguments(TrainingArguments):
     warm_start_steps: float = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Train the head alone for so many first steps; below 1, a share of all: by default 0.4 for lwf and"
-            " fine_tuned."
+            "help": "Train the head alone for so many first steps, in one schedule with the rest; below 1, a share of all."
         },
     )
     warm_start_epochs: float = field(  # type: ignore[assignment]
         default=None,
         metadata={
             "help": "Before --num_train_epochs or --max_steps, train the head alone for so many epochs; it and what follows"
-            " have a schedule each, of --lr_scheduler_type. In place of --warm_start_steps; by default 5 for roli and 20"
-            " for anchor."
+            " have a schedule each, of --lr_scheduler_type. In place of --warm_start_steps; by default 20 for lwf,"
+            " fine_tuned and anchor, and 5 for roli and wherever the head is attacked as well."
         },
     )
     warm_start_learning_rate: float | None = field(
@@ -303,7 +302,8 @@ class RobustTrainingArguments(TrainingArguments):
         check_names(self)
         if self.transfer is None and self.lwf_weight:
             self.transfer = "lwf"
-        for name, value in preset(self.transfer, vars(self), optim=self.optim).items():
+        attacks = self.objective is not None and not self._trait("clean_only")
+        for name, value in preset(self.transfer, vars(self), optim=self.optim, attacks_head=attacks).items():
             setattr(self, name, value)
         if self.eps_schedule not in EPS_SCHEDULES:
             raise UsageError(f"--eps_schedule {self.eps_schedule} is unknown: use {choices(EPS_SCHEDULES)}")

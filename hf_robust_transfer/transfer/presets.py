@@ -7,7 +7,9 @@ from ..errors import UsageError
 from ..functions import choices
 
 _ALL_TRAINS = {"batch_norm_eval": True, "halve_on_divergence": 3}
-_WARM_START = {**_ALL_TRAINS, "warm_start_steps": 0.4}
+# The head until it has converged: with known features it costs seconds, and what follows starts from where it belongs.
+_WARM_START = {**_ALL_TRAINS, "warm_start_epochs": 20.0}
+_ATTACKED_HEAD = 5.0
 PRESETS: dict[str, dict[str, Any]] = {
     "frozen": {"freeze": "backbone"},
     "lwf": {**_WARM_START, "unfreeze_warmup_steps": 0.3, "learning_rate": 0.03, "lwf_weight": 1.0},
@@ -15,7 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "roli": {
         **_ALL_TRAINS,
         "objective": "pgd",
-        "warm_start_epochs": 5.0,
+        "warm_start_epochs": _ATTACKED_HEAD,
         "unfreeze_warmup_steps": 0.15,
         "eval_strategy": "epoch",
         "load_best_model_at_end": True,
@@ -49,7 +51,7 @@ _OTHERWISE = {
 }
 
 
-def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") -> dict[str, Any]:
+def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd", attacks_head: bool = False) -> dict[str, Any]:
     """The options of a way to transfer; what is given goes before.
 
     Args:
@@ -60,6 +62,8 @@ def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") ->
             None, for training that is no transfer.
         given: options by their names, None where they are to follow from the preset.
         optim: the optimizer.
+        attacks_head: whether an attack is made in each step in which the head trains alone, which is then at most 5 epochs
+            by default.
 
     Returns:
         ``objective``, ``learning_rate``, ``freeze``, ``warm_start_steps``, ``warm_start_epochs``,
@@ -73,8 +77,8 @@ def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") ->
 
     Example:
         >>> options = preset("lwf", {"lwf_weight": 0.5})
-        >>> options["lwf_weight"], options["learning_rate"], options["warm_start_steps"]
-        (0.5, 0.03, 0.4)
+        >>> options["lwf_weight"], options["learning_rate"], options["warm_start_epochs"]
+        (0.5, 0.03, 20.0)
     """
     if name is not None and name not in PRESETS:
         raise UsageError(f"--transfer {name} is unknown: use {choices(PRESETS)}")
@@ -84,6 +88,8 @@ def preset(name: str | None, given: Mapping[str, Any], *, optim: str = "sgd") ->
     for option, other in (("warm_start_steps", "warm_start_epochs"), ("warm_start_epochs", "warm_start_steps")):
         if given.get(option) is not None:
             options[other] = _OTHERWISE[other]
+    if attacks_head:
+        options["warm_start_epochs"] = min(options["warm_start_epochs"], _ATTACKED_HEAD)
     options |= {option: given[option] for option in options if given.get(option) is not None}
     if name is not None and options["freeze"] == "backbone" and given.get("learning_rate") is None:
         options["learning_rate"] = None

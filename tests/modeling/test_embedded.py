@@ -73,9 +73,14 @@ def test_it_is_as_accurate_and_robust_as_its_card_says(name):
 
     images = load_dataset(str(CIFAR), split="test").select(range(256))
     model, processor = load_model(name)
-    image, label = (next(key for key, kind in images.features.items() if word in str(kind)) for word in ("Image", "ClassLabel"))
+    image, label = (
+        next(key for key, kind in images.features.items() if word in str(kind)) for word in ("Image", "ClassLabel")
+    )
     pixels = torch.stack(
-        [torch.tensor(list(picture.convert("RGB").tobytes())).reshape(32, 32, 3).permute(2, 0, 1) for picture in images[image]]
+        [
+            torch.tensor(list(picture.convert("RGB").tobytes())).reshape(32, 32, 3).permute(2, 0, 1)
+            for picture in images[image]
+        ]
     )
     clean, robust = accuracy_kept(
         PixelClassifier(model, processor), pixels / 255, torch.tensor(images[label]), ThreatModel("linf", "8/255")

@@ -78,7 +78,7 @@ def test_a_stopped_run_ends_as_the_uninterrupted_one(stopped, finished, argument
         ("bf16", "true"),
         ("learning_rate", "0.5"),
         ("adam_beta2", "0.9"),
-        ("lr_scheduler_type", "linear"),
+        ("lr_scheduler_type", "cosine"),
         ("objective", "fast"),
         ("classes", "0 1 2 3 4 5 6 7"),
     ],

@@ -27,9 +27,19 @@ def test_a_weight_of_lwf_alone_is_the_preset_lwf(tmp_path):
     named = RobustTrainingArguments(str(tmp_path), transfer="lwf")
     for name in (*preset("lwf", {}), "transfer"):
         assert getattr(alone, name) == getattr(named, name), name
-    assert (alone.warm_start_steps, alone.unfreeze_warmup_steps, alone.learning_rate) == (0.4, 0.3, 0.03)
+    assert (alone.warm_start_epochs, alone.unfreeze_warmup_steps, alone.learning_rate) == (20, 0.3, 0.03)
     plain = RobustTrainingArguments(str(tmp_path), lwf_weight=1, warm_start_steps=0, unfreeze_warmup_steps=0)
-    assert (plain.warm_start_steps, plain.unfreeze_warmup_steps) == (0, 0)
+    assert (plain.warm_start_steps, plain.warm_start_epochs, plain.unfreeze_warmup_steps) == (0, 0, 0)
+
+
+def test_a_head_that_is_attacked_trains_alone_for_fewer_epochs(tmp_path):
+    epochs = {
+        objective: RobustTrainingArguments(str(tmp_path), transfer="fine_tuned", objective=objective).warm_start_epochs
+        for objective in (None, "natural", "pgd", "rslad")
+    }
+    assert epochs == {None: 20, "natural": 20, "pgd": 5, "rslad": 5}
+    given = RobustTrainingArguments(str(tmp_path), transfer="fine_tuned", objective="pgd", warm_start_epochs=7)
+    assert given.warm_start_epochs == 7
 
 
 def test_without_a_transfer_nothing_is_frozen_held_or_distilled(tmp_path):
