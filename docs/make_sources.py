@@ -34,10 +34,8 @@ def _row(sources: list[Source], numbers: dict[str, int]) -> str:
     names = f"`{name}` with {', '.join(endings)}" if len(sources) > 1 else f"`{first.name}`"
     radii = ", ".join(source.eps for source in sources)
     accuracies = "; ".join(_accuracies(source, numbers) for source in sources)
-    place = first.place if first.layout == "embedded" else ""
-    place = (
-        place or f"[{first.repo_id}](https://huggingface.co/{first.repo_id})" if first.repo_id else f"[file]({first.url})"
-    )
+    place = f"[{first.repo_id}](https://huggingface.co/{first.repo_id})" if first.repo_id else f"[file]({first.url})"
+    place = first.place if first.layout == "embedded" else place
     parts = [f"{names}<br>{first.architecture}", f"{first.norm} {radii}", accuracies]
     return f"| {' | '.join([*parts, f'{first.parameters:.0f} M', first.license or 'not stated', place])} |"
 
