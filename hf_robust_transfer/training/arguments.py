@@ -302,6 +302,8 @@ class RobustTrainingArguments(TrainingArguments):
         check_names(self)
         if self.transfer is None and self.lwf_weight:
             self.transfer = "lwf"
+        if self.objective is not None:
+            self.objective = registered(self.objective, OBJECTIVES, "--objective")
         attacks = self.objective is not None and not self._trait("clean_only")
         for name, value in preset(self.transfer, vars(self), optim=self.optim, attacks_head=attacks).items():
             setattr(self, name, value)
