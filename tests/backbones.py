@@ -234,6 +234,7 @@ def _trainer(source, folder, data, transfer):
         str(folder),
         transfer=transfer,
         max_steps=2,
+        warm_start_steps=None if transfer == "frozen" else 0.4,
         per_device_train_batch_size=2,
         save_steps=1,
         use_cpu=True,
