@@ -313,7 +313,6 @@ class RobustTrainingArguments(TrainingArguments):
             setattr(self, name, usual if getattr(self, name) is None else getattr(self, name))
         if not torch.accelerator.is_available():
             self.use_cpu = True  # the base class refuses bf16 on a CPU that was not asked for
-        self.objective = registered(self.objective, OBJECTIVES, "--objective")
         for name, usual in {**_USUAL, **(self._trait("defaults") or {})}.items():
             setattr(self, name, usual if getattr(self, name) is None else getattr(self, name))
         self.check()
