@@ -47,8 +47,9 @@ class RobustTrainingArguments(TrainingArguments):
     """`TrainingArguments` plus the threat model, the objective, freezing, warm start, LwF and the evaluation attack.
 
     Some defaults of the base class are other ones here, close to the robust-transfer paper's training: SGD with momentum
-    0.9, weight decay 2e-4, batches of 128, a cosine schedule, no gradient clipping. Lengths in pixel units (``eps``, step
-    sizes) are strings such as ``"8/255"`` or numbers. In Python, ``objective`` and ``lwf_distance`` may be functions.
+    0.9, weight decay 2e-4, batches of 128, a cosine schedule, no gradient clipping but in two presets. Lengths in pixel
+    units (``eps``, step sizes) are strings such as ``"8/255"`` or numbers. In Python, ``objective`` and ``lwf_distance``
+    may be functions.
 
     ``transfer`` names a preset of `hf_robust_transfer.transfer.presets`, with the same defaults from Python as on the
     command line; whatever is given stays. An ``lwf_weight`` alone means ``transfer="lwf"``, warm start and ramp included;
@@ -80,7 +81,12 @@ class RobustTrainingArguments(TrainingArguments):
     optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Arguments of the optimizer."})
     weight_decay: float = field(default=2e-4, metadata={"help": "Weight decay; biases and norms are exempt."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The learning-rate schedule."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient to this norm; 0 does not."})
+    max_grad_norm: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "Clip the gradient to this norm: by default 5 for lwf and fine_tuned; 0, else the default, does not."
+        },
+    )
     num_train_epochs: float = field(default=10.0, metadata={"affects": "length", "help": "Passes over the training set."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Training batch size per device."})
     per_device_eval_batch_size: int = field(

@@ -125,3 +125,20 @@ def test_an_evaluation_without_numbers_is_an_error(tiny, trainer_of):
     with pytest.raises(FloatingPointError, match="evaluation: the logits of 3 of 24 clean images are not finite"):
         trainer.args.per_device_eval_batch_size = 8
         trainer.evaluate()
+
+
+def test_a_model_that_always_gives_one_answer_is_told_of(tiny, trainer_of, data, caplog):
+    model, _ = tiny("timm-convnext")
+    _, head = classifier_layer(model)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()[3] = 100.0
+    trainer = trainer_of(model, learning_rate=1e-9, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    assert "no better than" not in caplog.text
+    trainer.evaluate()
+    (told,) = [each.getMessage() for each in caplog.records if "no better than" in each.getMessage()]
+    right = sum(row["labels"] == 3 for row in data) / len(data)
+    assert f"classifies {right:.1%} of {len(data)} images" in told and "learning_rate" in told
+    trainer.evaluate([row for row in data if row["labels"] == 3])  # where one answer is right
+    assert caplog.text.count("no better than") == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import DIGITS
 
-from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
+from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments, load_model
 from hf_robust_transfer.cli.finetune import FinetuningArguments
 from hf_robust_transfer.errors import UsageError
 from hf_robust_transfer.transfer import PRESETS, head_learning_rate, preset
@@ -73,3 +73,16 @@ def test_an_unknown_transfer_and_a_rate_that_there_is_no_default_for_are_refused
         RobustTrainingArguments(str(tmp_path), transfer="magic")
     with pytest.raises(UsageError, match=r"--learning_rate is missing: .* not for adamw_torch"):
         RobustTrainingArguments(str(tmp_path), transfer="lwf", optim="adamw_torch")
+
+
+@pytest.mark.parametrize("name", ["lwf", "fine_tuned"])
+def test_few_images_and_few_steps_are_learned_without_diverging(digit_batch, tmp_path, caplog, name):
+    images, labels = digit_batch(size=32, count=348)
+    rows = [{"pixel_values": image, "labels": int(label)} for image, label in zip(images, labels, strict=True)]
+    model, processor = load_model("robust-tiny", id2label=DIGITS)
+    options = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no", "eval_attack_steps": 0}
+    args = RobustTrainingArguments(str(tmp_path), transfer=name, **options)
+    trainer = RobustTrainer(model, args, processing_class=processor, train_dataset=rows[:48], eval_dataset=rows[48:])
+    trainer.train()  # ten steps; without clipping lwf becomes NaN in the seventh
+    assert trainer.halvings == [] and "no better" not in caplog.text
+    assert trainer.evaluate()["eval_accuracy"] > 0.6
