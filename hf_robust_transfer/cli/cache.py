@@ -1,4 +1,4 @@
-"""Show what features are kept for later runs, and delete them.
+"""Show what features and decoded images are kept for later runs, and delete them.
 
 hf-robust-transfer cache --limit 5GB
 """
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import ClassVar
 
-from ..training.feature_files import DEFAULT_FOLDER, feature_files, parse_size, trim
+from ..cache_folder import DEFAULT_FOLDER, cached_files, parse_size, trim
 from .main import run_command
 from .parsing import parse_arguments
 
 
 @dataclass
 class CacheArguments:
-    """Which folder of features, and what to delete of it."""
+    """Which folder, and what to delete of it."""
 
     group: ClassVar[str] = "parameters that control the cache"
 
-    feature_cache_dir: str = field(default=DEFAULT_FOLDER, metadata={"help": "The folder of features."})
+    feature_cache_dir: str = field(default=DEFAULT_FOLDER, metadata={"help": "The folder."})
     limit: str | None = field(
         default=None, metadata={"help": "Delete the least recently used until the others take no more than this, like 5GB."}
     )
@@ -31,14 +31,14 @@ def main(argv: Sequence[str]) -> None:
     (args,) = parse_arguments(
         "hf-robust-transfer cache",
         [CacheArguments],
-        "Features that cannot change are computed once and kept for later runs. List them, and delete them.",
+        "Features that cannot change, and decoded images, are kept for later runs. List them, and delete them.",
         argv,
     )
     if args.clear or args.limit is not None:
         limit = 0.0 if args.clear else parse_size(args.limit, "--limit")
         deleted = trim(args.feature_cache_dir, limit)
         print(f"deleted {len(deleted)} files, {sum(file.size for file in deleted) / 1e6:,.1f} MB")
-    files = feature_files(args.feature_cache_dir)
+    files = cached_files(args.feature_cache_dir)
     for file in files:
         used = datetime.fromtimestamp(file.used).isoformat(" ", "minutes")
         print(f"{file.size / 1e6:>12,.1f} MB  last used {used}  {file.path.name}")

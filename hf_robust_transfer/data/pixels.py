@@ -3,8 +3,9 @@
 import hashlib
 import mmap
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,10 +24,12 @@ from .cropping import RandomCrops
 from .decoding import size_of, to_rgb
 from .labels import without_format
 from .parts import in_threads, leaves, resolved
+from .pixel_cache import WORTH_KEEPING, CacheFolder, CannotBeKept, kept_pixels
 from .processing import to_pixels
 
 logger = logging.get_logger(__name__)
 _LONGEST = 500  # of the shorter side: resized by that to 224 pixels, such an image has 25 million
+_PART = 500  # images that are decoded before they are written
 _MAKING_ROOM = Lock()  # for all images: one thread does
 
 
@@ -70,6 +73,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._has_said_so, self._keep = False, keep
         self._sizes = np.zeros((len(self.labels), 2), dtype=np.int32)  # widths and heights, of images that were decoded
         self._kept: tuple[Tensor, Tensor] | None = None  # all images, and which of them are there
+        self._held: Any = None  # the file that they lie in, open so that it is not deleted
         self._encoded = split.cast_column("image", Image(decode=False))
         self._decoder = Image()
         self._to_pixels = to_pixels(processor)
@@ -102,15 +106,18 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         # Forked workers share what is kept; a process that gets the data set pickled decodes for itself.
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_held": None}
 
     def _remembered(self, row: int) -> Tensor:
         if self._kept is not None and self._kept[1][row]:
             return self._kept[0][row]
         return self._read(row)
 
+    def _made(self, row: int) -> Tensor:
+        return in_bytes(self._to_pixels(self._decode(row)))
+
     def _read(self, row: int) -> Tensor:
-        pixels = in_bytes(self._to_pixels(self._decode(row)))
+        pixels = self._made(row)
         if pixels.dtype != torch.uint8:
             return pixels
         if self._kept is None and self._keep and pixels.nbytes * len(self) <= self.KEEP_BYTES:
@@ -144,24 +151,43 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def content_sha256(self) -> str:
         """A hash of the encoded images and their labels, in their order: the same wherever they lie."""
         digest = hashlib.sha256()
-        for row, label in enumerate(self.labels):
-            encoded = self._encoded[row]["image"] or {}
+        encodings = (encoded for rows in self._encoded.iter(_PART) for encoded in rows["image"])
+        for label, encoded in zip(self.labels, encodings, strict=True):
+            encoded = encoded or {}
             file = Path(encoded.get("path") or "")
             content = encoded.get("bytes") or (file.read_bytes() if file.is_file() else str(file).encode())
             digest.update(f"{label} {len(content)} ".encode())
             digest.update(content)
         return digest.hexdigest()
 
-    def check(self, rank: int = 0, world_size: int = 1) -> None:
+    def check(self, rank: int = 0, world_size: int = 1, *, keep_in: CacheFolder | None = None) -> None:
         """Read the images once, so that a damaged one is found now and not in the middle of training.
 
         Args:
             rank, world_size: of several processes, each checks its share.
+            keep_in: where decoded images are kept for the next run, which finds them there: of a data set of a thousand
+                images and more, whose pixels are uint8 and of one shape.
         """
+        if keep_in is not None and self._keep and len(self) >= WORTH_KEEPING:
+            kept = kept_pixels(keep_in, self.fingerprint, len(self), partial(self._decoded_in_parts, show=rank == 0))
+            if kept is not None:
+                self._kept = (torch.from_numpy(kept.pixels), torch.ones(len(self), dtype=torch.uint8))
+                self._sizes[:], self._held = kept.sizes, kept.held
+                return
         rows = range(rank, len(self), world_size)
         read = in_threads(self._touch, rows)
         for _ in tqdm(read, f"checking {self.name} images", len(rows), leave=False, disable=rank > 0 or len(rows) < 1000):
             pass
+
+    def _decoded_in_parts(self, *, show: bool) -> Iterator[tuple[Any, Any]]:
+        """All images in their order, and the sizes that they had, as `kept_pixels` wants them."""
+        made, title = in_threads(self._made, range(len(self))), f"decoding {self.name} images"
+        read = iter(tqdm(made, title, len(self), leave=False, disable=not show))
+        for first in range(0, len(self), _PART):
+            part = list(islice(read, _PART))
+            if {(pixels.dtype, pixels.shape) for pixels in part} != {(torch.uint8, part[0].shape)}:
+                raise CannotBeKept
+            yield torch.stack(part).numpy(), self._sizes[first : first + _PART]
 
     def _touch(self, row: int) -> None:
         self._remembered(row)
@@ -208,7 +234,7 @@ def labels_of(split: Dataset, name: str) -> tuple[list[str] | None, list[int]]:
             f"the column 'label' of the {name} split holds {feature}, not numbers of classes: class_encode_column('label')"
             " makes them of names"
         )
-    labels = list(split["label"])
+    labels = split["label"][:]
     missing = [row for row, label in enumerate(labels) if label is None or label < 0]
     if missing:
         raise UsageError(

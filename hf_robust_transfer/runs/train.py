@@ -8,7 +8,9 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedModel, TrainerState, set_seed
 
 from ..atomic import write_json
+from ..cache_folder import parse_size
 from ..data import DataArguments, ImageSplits, PixelDataset
+from ..data.pixel_cache import CacheFolder
 from ..errors import UsageError, listed
 from ..functions import choices
 from ..modeling import PixelClassifier, load_model
@@ -153,12 +155,14 @@ def train_and_evaluate(
 def _datasets(splits: ImageSplits, processor: BaseImageProcessor, args: RobustTrainingArguments) -> dict[str, PixelDataset]:
     """The splits that there are, by name, once all of their images have been seen to be readable."""
     datasets: dict[str, PixelDataset] = {}
+    limit = parse_size(args.feature_cache_limit, "--feature_cache_limit")
+    keep_in = CacheFolder(Path(args.feature_cache_dir), limit) if args.cache_features else None
     for name in ("train", "validation", "test"):
         split = getattr(splits, name)
         if split is not None:
             keep = name != "train" or not args.random_resized_crop
             datasets[name] = PixelDataset(split, processor, name, keep=keep)
-            datasets[name].check(args.process_index, args.world_size)
+            datasets[name].check(args.process_index, args.world_size, keep_in=keep_in)
     args.threat_model.check_radius(datasets["train"][0]["pixel_values"].shape)
     return datasets
 

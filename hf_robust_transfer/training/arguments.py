@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import torch
 from transformers import TrainingArguments
 
+from ..cache_folder import DEFAULT_FOLDER, parse_size
 from ..errors import UsageError
 from ..functions import choices, choose_function, options_of, read_options, registered
 from ..objectives import OBJECTIVES, trait
@@ -18,7 +19,6 @@ from ..transfer.distillation import DISTANCES
 from ..transfer.freezing import parse_freeze
 from ..transfer.presets import EPS_SCHEDULES, preset
 from .checks import check_contradictions, check_names, check_numbers, check_that_it_builds, number_or_auto
-from .feature_files import DEFAULT_FOLDER, parse_size
 
 _parsed = cache(parse_eps)  # the same few strings at every step
 
@@ -240,7 +240,8 @@ class RobustTrainingArguments(TrainingArguments):
         metadata={
             "affects": "nothing",
             "help": "Compute features that cannot change once: those of LwF's source, of the teacher of ard and rslad, and"
-            " with --objective natural of a frozen backbone. Random crops make it impossible.",
+            " with --objective natural of a frozen backbone; random crops make it impossible. Decode large sets of images"
+            " once, too.",
         },
     )
     feature_cache_dir: str = field(
@@ -250,7 +251,7 @@ class RobustTrainingArguments(TrainingArguments):
         default="20GB",
         metadata={
             "affects": "nothing",
-            "help": "How much is kept there: the least recently used features go first, none that a run is using.",
+            "help": "How much is kept there: what was least recently used goes first, none that a run is using.",
         },
     )
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..atomic import replacing
 from ..attacks.eval_mode import untouched
+from ..cache_folder import ArrayWriter, hold, locked, parse_size, trim, whole_array
 from ..data import as_pixels
 from ..errors import UsageError
 from ..modeling.attack_copy import PRECISIONS, autocast, folded_copy
@@ -22,7 +23,6 @@ from ..modeling.classifier import PixelClassifier, device_of, weights_sha256
 from ..modeling.heads import is_of_head
 from ..run_folder import check_writable
 from .arguments import RobustTrainingArguments
-from .feature_files import FeatureWriter, hold, locked, parse_size, trim, whole_features
 
 
 class FeatureCache:
@@ -100,7 +100,7 @@ def cache_features(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(file):
         shape = (2 if mirrored else 1, len(loader.dataset))  # type: ignore[arg-type]
-        features = whole_features(file, shape)
+        features = whole_array(file, shape)
         if features is None:
             with replacing(file) as part:
                 _compute(classifier, loader, shape, precision, part, progress)
@@ -148,7 +148,7 @@ def _compute(
     classifier: PixelClassifier, loader: DataLoader[Any], shape: tuple[int, int], precision: str, file: Path, progress: bool
 ) -> None:
     device, fast, done = device_of(classifier), None, 0
-    with torch.inference_mode(), untouched(classifier), autocast(device, precision), FeatureWriter(file, shape) as writer:
+    with torch.inference_mode(), untouched(classifier), autocast(device, precision), ArrayWriter(file, shape) as writer:
         for batch in tqdm(loader, desc="computing features once", leave=False, disable=not progress):
             images = as_pixels(batch["pixel_values"].to(device))
             fast = folded_copy(classifier, images[:2], precision) if fast is None else fast

@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_robust_transfer import PixelClassifier, RobustTrainingArguments
+from hf_robust_transfer.cache_folder import cached_files, hold, parse_size, trim
 from hf_robust_transfer.cli import cache as command
 from hf_robust_transfer.data import collate
 from hf_robust_transfer.errors import UsageError
-from hf_robust_transfer.training.feature_files import feature_files, hold, parse_size, trim
 from hf_robust_transfer.training.known_features import cache_features
 
 
@@ -29,7 +29,7 @@ def names(folder):
 
 
 def test_the_least_recently_used_go_first_and_only_as_many_as_needed(folder):
-    assert [file.path.stem for file in feature_files(folder)] == ["0", "1", "2", "3"]
+    assert [file.path.stem for file in cached_files(folder)] == ["0", "1", "2", "3"]
     assert trim(folder, 4000) == [] and names(folder) == ["0", "1", "2", "3"]
     assert [file.path.stem for file in trim(folder, 2500)] == ["0", "1"]
     assert names(folder) == ["2", "3"]

@@ -1,4 +1,4 @@
-"""The folder of known features: how much it holds, what is in use, and what goes when it is too much."""
+"""The folder of what is computed once, features and decoded images: what is in it, in use, and goes when it is too much."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
-from ..errors import UsageError
+from .errors import UsageError
 
 try:
     import fcntl
@@ -24,8 +24,8 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-class FeatureFile(NamedTuple):
-    """One file of features, its size in bytes, and when it was last used, in seconds since the epoch."""
+class CachedFile(NamedTuple):
+    """One file, its size in bytes, and when it was last used, in seconds since the epoch."""
 
     path: Path
     size: int
@@ -48,8 +48,8 @@ def parse_size(text: str, flag: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
-class FeatureWriter:
-    """Write an array of features (variants, samples, D) part by part, and a hash of it behind it.
+class ArrayWriter:
+    """Write an array (variants, samples, …) part by part, and a hash of it behind it.
 
     Written as a file, not through memory that is mapped: there a full disk ends the process.
 
@@ -73,10 +73,10 @@ class FeatureWriter:
                 raise
 
     def write(self, values: np.ndarray[Any, Any], first: int) -> None:
-        """Write the features (variants, n, D) of the samples from ``first`` on."""
+        """Write the values (variants, n, …) of the samples from ``first`` on."""
         if not self._start:
             descr = np.lib.format.dtype_to_descr(values.dtype)
-            header = {"descr": descr, "fortran_order": False, "shape": (*self._shape, values.shape[2])}
+            header = {"descr": descr, "fortran_order": False, "shape": (*self._shape, *values.shape[2:])}
             np.lib.format.write_array_header_1_0(self._opened, header)
             self._start = self._opened.tell()
         for variant, rows in enumerate(values):
@@ -91,11 +91,13 @@ class FeatureWriter:
         self._opened.flush()
 
 
-def whole_features(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, Any] | None:
-    """The features in a file, memory-mapped; None where there is none, or where it is damaged.
+def whole_array(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, Any] | None:
+    """The array in a file, memory-mapped; None where there is none, or where it is damaged.
+
+    It can be written to, which changes this process's view of it alone.
 
     Args:
-        file: as `FeatureWriter` wrote it.
+        file: as `ArrayWriter` wrote it.
         shape: how many variants and samples it is to have.
     """
     try:
@@ -103,10 +105,10 @@ def whole_features(file: Path, shape: tuple[int, int]) -> np.ndarray[Any, Any] |
             length = opened.seek(-_DIGEST_SIZE, os.SEEK_END)
             if opened.read() != _digest(opened, length):
                 return None
-        features: np.memmap[Any, Any] = np.load(file, mmap_mode="r")
+        array: np.memmap[Any, Any] = np.load(file, mmap_mode="c")
     except (OSError, ValueError):
         return None
-    return features if features.shape[:2] == shape else None
+    return array if array.shape[:2] == shape else None
 
 
 def _digest(opened: IO[bytes], length: int) -> bytes:
@@ -120,12 +122,12 @@ def _digest(opened: IO[bytes], length: int) -> bytes:
     return digest.digest()
 
 
-def feature_files(folder: str | Path) -> list[FeatureFile]:
-    """The files of a folder of features, the least recently used first."""
+def cached_files(folder: str | Path) -> list[CachedFile]:
+    """The files of a folder, the least recently used first."""
     found = []
     for path in Path(folder).glob("*.npy"):
         try:
-            found.append(FeatureFile(path, path.stat().st_size, path.stat().st_mtime))
+            found.append(CachedFile(path, path.stat().st_size, path.stat().st_mtime))
         except FileNotFoundError:  # another process was faster
             continue
     return sorted(found, key=lambda file: file.used)
@@ -133,13 +135,13 @@ def feature_files(folder: str | Path) -> list[FeatureFile]:
 
 @contextmanager
 def locked(file: Path, timeout: float = -1) -> Iterator[None]:
-    """Be the only one to make, find or delete a file of features."""
+    """Be the only one to make, find or delete a file."""
     with FileLock(file.with_suffix(".lock"), timeout=timeout):
         yield
 
 
 def hold(file: Path) -> IO[bytes]:
-    """Open a file of features so that nobody deletes it until it is closed, and note that it was used now."""
+    """Open a file so that nobody deletes it until it is closed, and note that it was used now."""
     os.utime(file)
     opened = file.open("rb")
     if fcntl is not None:
@@ -147,17 +149,17 @@ def hold(file: Path) -> IO[bytes]:
     return opened
 
 
-def trim(folder: str | Path, limit: float) -> list[FeatureFile]:
+def trim(folder: str | Path, limit: float) -> list[CachedFile]:
     """Delete the least recently used files until the others take no more than a number of bytes; none that is in use.
 
     Args:
-        folder: of features.
+        folder: of cached files.
         limit: in bytes; 0 deletes all.
 
     Returns:
         What was deleted.
     """
-    files, deleted = feature_files(folder), []
+    files, deleted = cached_files(folder), []
     total = sum(file.size for file in files)
     for file in files:
         if total <= limit:
