@@ -95,6 +95,14 @@ class RobustTrainingArguments(TrainingArguments):
     logging_steps: float = field(
         default=10, metadata={"affects": "nothing", "help": "Log every so many steps; below 1, a share of all."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "affects": "nothing",
+            "help": "Leave losses that are NaN or infinite out of the log. Training ends at them in any case, and here it"
+            " would have the host wait for the GPU in every step.",
+        },
+    )
     save_strategy: str = field(
         default="epoch", metadata={"affects": "nothing", "help": "When to save a checkpoint: no, steps, epoch or best."}
     )

@@ -16,11 +16,18 @@ METRICS = ("accuracy", "robust_accuracy", "loss", "robust_loss")
 
 
 class LossTerms:
-    """The means of a loss's terms over the steps since they were last asked for."""
+    """The means of a loss's terms over the steps since they were last asked for.
 
-    def __init__(self) -> None:
+    Args:
+        late: look whether they are finite one micro-batch later: a look at once would have the host wait for a GPU, which
+            then would wait for the host.
+    """
+
+    def __init__(self, *, late: bool = False) -> None:
+        self._late = late
         self._sums: dict[str, Tensor] = {}
         self._since = 0
+        self._unseen: tuple[int, Tensor, Mapping[str, Tensor]] | None = None
 
     def add(
         self,
@@ -33,24 +40,44 @@ class LossTerms:
         """Add a micro-batch's terms and metrics, of which a share counts, in the step of this number.
 
         Raises:
-            FloatingPointError: one of them is NaN or infinite, on this process or on another.
+            FloatingPointError: as `check` does.
         """
         finite = torch.isfinite(torch.stack(list(terms.values())).sum())
         if accelerator.num_processes > 1:  # all go on or none does: they would wait for each other's gradients
             finite = accelerator.reduce(finite.float(), "sum") == accelerator.num_processes
-        if not finite:  # one look at the device a step
-            bad = [f"{name}={value.item()}" for name, value in terms.items() if not torch.isfinite(value)]
-            raise FloatingPointError(
-                f"step {step}: loss term {', '.join(bad) or 'of another process'}. Lower --learning_rate, or start from the"
-                " last checkpoint with another --seed"
-            )
+        if self._late:
+            self.check()
+        self._unseen = step, finite, {name: value.detach() for name, value in terms.items()}
+        if not self._late:
+            self.check()
         if not self._sums:
             self._since = step
         for name, value in ({f"loss_{name}": value for name, value in terms.items()} | dict(metrics)).items():
             self._sums[name] = self._sums.get(name, 0) + value.detach() * share
 
+    def check(self) -> None:
+        """Look at the terms that were not looked at.
+
+        Raises:
+            FloatingPointError: one of them is NaN or infinite, on this process or on another.
+        """
+        if self._unseen is None:
+            return
+        (step, finite, terms), self._unseen = self._unseen, None
+        if not finite:
+            bad = [f"{name}={value.item()}" for name, value in terms.items() if not torch.isfinite(value)]
+            raise FloatingPointError(
+                f"step {step}: loss term {', '.join(bad) or 'of another process'}. Lower --learning_rate, or start from the"
+                " last checkpoint with another --seed"
+            )
+
     def means(self, accelerator: Accelerator, step: int) -> dict[str, float]:
-        """``loss_natural``, …, and metrics by their names: means over processes and steps; start anew. Of none, nothing."""
+        """``loss_natural``, …, and metrics by their names: means over processes and steps; start anew. Of none, nothing.
+
+        Raises:
+            FloatingPointError: as `check` does.
+        """
+        self.check()
         if not self._sums:
             return {}
         names, steps = list(self._sums), max(1, step - self._since)

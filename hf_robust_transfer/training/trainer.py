@@ -99,7 +99,7 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
         if model is not None:
             prepare(model, args)
         self.carried: dict[str, Tensor] = {}
-        self._terms, self._micro_batch = LossTerms(), 0
+        self._restart_terms()
         self._classifiers: tuple[Any, ...] = ()
         self._backbone: list[nn.Parameter] = []
         kwargs.setdefault("data_collator", collate)
@@ -147,16 +147,24 @@ class RobustTrainer(RunningTrainer, EvaluatingTrainer):
 
     def _begin(self) -> None:
         """Start from what was saved, and from nothing else of an earlier run; called within the training's time."""
-        self._terms, self._micro_batch = LossTerms(), 0
+        self._restart_terms()
         self.begin_again()
         self.load_carried(self.resumed_from)
         self.find_known_features()
+
+    def _restart_terms(self) -> None:
+        self._terms, self._micro_batch = LossTerms(late=self.args.device.type != "cpu"), 0
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass on a micro-batch."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batch = 0 if self.accelerator.sync_gradients else self._micro_batch + 1
         return loss
+
+    def check_weights(self) -> None:
+        """Make sure that the weights, and the losses that led to them, are numbers."""
+        self._terms.check()
+        super().check_weights()
 
     def compute_loss(
         self,
