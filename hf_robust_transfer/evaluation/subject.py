@@ -174,7 +174,9 @@ def make_ready(
     images = as_pixels(few["pixel_values"].to(device))
 
     def copied(model: nn.Module) -> Classifier:
-        fast = attack_copy(model, images, settings.precision, compiled=settings.compiled)
+        few_sizes = settings.compiled or device.type == "cuda"
+        largest = settings.chunk_size if few_sizes else None
+        fast = attack_copy(model, images, settings.precision, compiled=settings.compiled, largest_batch=largest)
         return lambda shown: _attached(fast(shown), shown)
 
     for model in (classifier, surrogate):

@@ -1,6 +1,7 @@
 """A copy of a classifier for attacks: the same function, in the form that this hardware computes fastest."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,6 +15,8 @@ from ..logits import logits_in, logits_of
 from .classifier import PixelClassifier, device_of, full_precision, undo_mixed_precision
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_SMALLEST_BATCH = 8
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -41,7 +44,12 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def attack_copy(
-    classifier: nn.Module, images: Tensor, precision: str = "auto", *, compiled: bool = False
+    classifier: nn.Module,
+    images: Tensor,
+    precision: str = "auto",
+    *,
+    compiled: bool = False,
+    largest_batch: int | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """A function from images to logits that equals a classifier in eval mode but for rounding, and is faster.
 
@@ -52,6 +60,8 @@ def attack_copy(
         images: a few images that it takes, (B, C, H, W), as for `folded_copy`.
         precision: ``"float32"``, ``"bf16"`` or ``"fp16"``, as autocast computes in it; ``"auto"`` as `choose_precision`.
         compiled: run it through `torch.compile`, which takes a minute at first and needs a C++ compiler.
+        largest_batch: pad smaller batches to this size, its half, its quarter, …: attacks ask with ever fewer images, and
+            for each new size a GPU chooses its kernels again, and `torch.compile` compiles again.
 
     Returns:
         A function of images on the classifier's device, differentiable in them; logits have the images' dtype.
@@ -74,7 +84,23 @@ def attack_copy(
         with autocast(device, precision):
             return logits_of(run, images).to(images.dtype)
 
-    return fast
+    return fast if largest_batch is None else _padding(fast, largest_batch)
+
+
+def _padding(classify: Callable[[Tensor], Tensor], largest: int) -> Callable[[Tensor], Tensor]:
+    """The same function of images, which sees few sizes of batches. In eval mode images do not see each other."""
+    sizes = [largest]
+    while sizes[-1] > _SMALLEST_BATCH:
+        sizes.append(math.ceil(sizes[-1] / 2))
+
+    def padded(images: Tensor) -> Tensor:
+        size = min((size for size in sizes if size >= len(images)), default=len(images))
+        if len(images) in (0, size):
+            return classify(images)
+        more = images.detach()[-1:].expand(size - len(images), *images.shape[1:])
+        return classify(torch.cat([images, more]))[: len(images)]
+
+    return padded
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
