@@ -99,8 +99,7 @@ class RobustTrainingArguments(TrainingArguments):
         default=False,
         metadata={
             "affects": "nothing",
-            "help": "Leave losses that are NaN or infinite out of the log. Training ends at them in any case, and here it"
-            " would have the host wait for the GPU in every step.",
+            "help": "Leave losses that are NaN or infinite, at which training ends, out of the log.",
         },
     )
     save_strategy: str = field(

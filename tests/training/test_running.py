@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 
 from hf_robust_transfer import PixelClassifier, RobustTrainer, RobustTrainingArguments
 from hf_robust_transfer.errors import UsageError
+from hf_robust_transfer.training import trainer as training_module
+from hf_robust_transfer.training.reporting import LossTerms
 
 PLAIN = {**PLAIN, "per_device_train_batch_size": 8, "max_steps": 3, "eval_attack_steps": 1, "save_strategy": "no"}
 
@@ -142,3 +144,38 @@ def test_a_model_that_always_gives_one_answer_is_told_of(tiny, trainer_of, data,
     assert f"classifies {right:.1%} of {len(data)} images" in told and "learning_rate" in told
     trainer.evaluate([row for row in data if row["labels"] == 3])  # where one answer is right
     assert caplog.text.count("no better than") == 1
+
+
+@pytest.mark.parametrize("late", [False, True])  # as on a CPU, and as on a GPU
+@pytest.mark.parametrize("save_steps", [1, 2])
+def test_a_loss_that_is_no_number_stops_training_and_keeps_the_checkpoint(
+    tiny, trainer_of, tmp_path, monkeypatch, late, save_steps
+):
+    monkeypatch.setattr(training_module, "LossTerms", lambda *, late: LossTerms(late=given))
+    given, stepped = late, []
+
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    next(model.parameters()).fill_(math.nan)
+
+        def on_step_end(self, args, state, control, **kwargs):
+            stepped.append(state.global_step)
+
+    trainer = trainer_of(
+        tiny("timm-convnext")[0],
+        lwf_weight=0.1,
+        max_steps=8,
+        per_device_train_batch_size=8,
+        save_strategy="steps",
+        save_steps=save_steps,
+        logging_steps=100,
+        trainer={"callbacks": [Break()]},
+    )
+    with pytest.raises(FloatingPointError, match=r"step 2: loss term natural=nan, lwf=nan"):
+        trainer.train()
+    checkpoint = trainer.model.from_pretrained(tmp_path / "run" / "checkpoint-2")
+    assert all(torch.isfinite(value).all() for value in checkpoint.state_dict().values())
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*"))[-1] == "checkpoint-2"
+    assert stepped[-1] == (3 if late else 2)
